@@ -1,0 +1,376 @@
+"""The application: a flat registry of handlers, what they may send, and hooks."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
+
+from .dispatch import Abort, Handling, entry_of
+from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
+from .monitor import Monitor
+from .parsers import Json
+from .responses import Declarations, current, respond_with
+from .route import OPTIONS, Declaration, Handler, Route, TopicOptions, check_name, check_options
+from .settings import Settings, logger_of, unknown_name
+
+if TYPE_CHECKING:
+    from .clients import ProducerClient
+    from .producer import Producer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Flowkit:
+    """An application made of Kafka messages.
+
+    ``Flowkit("shop", kafka={"hosts": "127.0.0.1:9092"}, redis="redis://127.0.0.1:6379/0")``: the keywords are those of
+    ``flowkit.Settings``, and environment variables (``FLOWKIT_KAFKA_HOSTS``) win over them. Nothing is checked, imported or
+    connected until the application starts.
+    """
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
+        self._given = {"name": name, **settings}
+        self._settings: Settings | None = None
+        self._routes: dict[str, Route] = {}
+        self._declarations: dict[Handler, dict[str, Declaration]] = {}
+        self._before: list[tuple[tuple[str, ...], Handler]] = []
+        self._after: list[tuple[tuple[str, ...], Handler]] = []
+        self._configurators: list[Handler] = []
+        self._startup: list[Handler] = []
+        self._shutdown: list[Handler] = []
+        self._handlings: dict[str, Handling] | None = None
+        self._started_in = 0
+        self._lock = threading.RLock()
+        self._producer: Producer | None = None
+        self._monitor: Any = None
+        self.reference = ""
+        """``module:attribute`` by which a worker finds this application; set by whoever found it so."""
+
+    def __repr__(self) -> str:
+        return f"<Flowkit {self._given['name'] or self.reference!r}, {len(self._routes)} topics>"
+
+    # Registering.
+
+    def topic(self, name: str, **options: Unpack[TopicOptions]) -> Callable[[F], F]:
+        """Registers the decorated function for the messages of the topic ``name``.
+
+        The function takes the payload and, where a parameter is annotated ``Message``, the message. For the options see
+        ``TopicOptions``. Raises ``ConfigurationError`` for a name, an option or a second handler that cannot be.
+        """
+
+        def decorator(function: F) -> F:
+            self.add_topic(name, function, **options)
+            return function
+
+        return decorator
+
+    def add_topic(self, name: str, handler: Handler, **options: Unpack[TopicOptions]) -> None:
+        """What ``topic`` does, without the decorator."""
+        self._check_open(f"topic {name!r}")
+        check_name("topic", name)
+        if not callable(handler):
+            raise ConfigurationError(f"topic {name!r}: a handler is a function, not {handler!r}")
+        given: dict[str, Any] = dict(options)
+        for option in given:
+            if option not in OPTIONS:
+                raise ConfigurationError(unknown_name(f"topic {name!r}: {option}", option, OPTIONS, "option"))
+        check_options(name, given)
+        route = Route(name, handler, **given)
+        if name in self._routes:
+            raise ConfigurationError(
+                f"topic {name!r} has a handler already, {self._routes[name].where}; a topic is handled by one function:"
+                f" call {route.name} from it, or move one of them to an application of its own group"
+            )
+        self._routes[name] = route
+
+    def responds_to(self, topic: str, *, required: bool = True, multiple_usage: bool = False) -> Callable[[F], F]:
+        """Declares that the decorated handler (or responder) sends to ``topic``.
+
+        ``required``: every successful call sends there. ``multiple_usage``: a call may send there more than once. Both are
+        checked at the end of each call, before anything is sent.
+        """
+
+        def decorator(function: F) -> F:
+            self.add_response(function, topic, required=required, multiple_usage=multiple_usage)
+            return function
+
+        return decorator
+
+    def add_response(
+        self, handler: Handler, topic: str, *, required: bool = True, multiple_usage: bool = False
+    ) -> None:
+        """What ``responds_to`` does, without the decorator."""
+        self._check_open(f"response to {topic!r}")
+        check_name("topic", topic)
+        declared = self._declarations.setdefault(handler, {})
+        if topic in declared:
+            raise ConfigurationError(
+                f"{getattr(handler, '__qualname__', handler)} declares {topic!r} twice; declare it once, with"
+                " multiple_usage=True if it sends several messages"
+            )
+        declared[topic] = Declaration(topic, required=required, multiple_usage=multiple_usage)
+
+    @overload
+    def before_enqueue(self, topic: F, /) -> F: ...
+    @overload
+    def before_enqueue(self, *topics: str) -> Callable[[F], F]: ...
+    def before_enqueue(self, *topics: Any) -> Any:
+        """Runs the decorated function in the consumer, before a message of these topics (none named: of any) goes on.
+
+        It takes what a handler takes; it may change ``message.payload``, ``message.queue`` and ``message.worker``, and call
+        ``app.abort()``. Hooks run in the order they were registered, for inline routes too, and never again in the worker.
+        """
+        return self._hook(self._before, topics)
+
+    @overload
+    def after_failure(self, topic: F, /) -> F: ...
+    @overload
+    def after_failure(self, *topics: str) -> Callable[[F], F]: ...
+    def after_failure(self, *topics: Any) -> Any:
+        """Calls the decorated function with the error and, where annotated ``Message``, the message, on every failed
+        attempt of these topics (none named: of any)."""
+        return self._hook(self._after, topics)
+
+    def _hook(self, hooks: list[tuple[tuple[str, ...], Handler]], topics: tuple[Any, ...]) -> Any:
+        self._check_open("a hook")
+        if len(topics) == 1 and callable(topics[0]):
+            hooks.append(((), topics[0]))
+            return topics[0]
+        names = tuple(check_name("topic", topic) for topic in topics)
+
+        def decorator(function: F) -> F:
+            hooks.append((names, function))
+            return function
+
+        return decorator
+
+    def configurator(self, function: F) -> F:
+        """Runs the decorated function when the settings are final, before the first connection; it may take them."""
+        self._check_open("a configurator")
+        self._configurators.append(function)
+        return function
+
+    def on_startup(self, function: F) -> F:
+        """Runs the decorated function once in each process that handles messages, before the first one."""
+        self._check_open("an on_startup hook")
+        self._startup.append(function)
+        return function
+
+    def on_shutdown(self, function: F) -> F:
+        """Runs the decorated function when such a process ends in order. RQ's forked work horses do not."""
+        self._check_open("an on_shutdown hook")
+        self._shutdown.append(function)
+        return function
+
+    def _check_open(self, what: str) -> None:
+        if self._handlings is not None:
+            raise AlreadyStarted(
+                f"{what} was registered after the application had started, so it would not be used; register at the"
+                " top level of the module, not inside a handler or hook"
+            )
+
+    # Inside handlers.
+
+    def respond_to(
+        self,
+        topic: str,
+        data: Any,
+        *,
+        key: str | bytes | None = None,
+        partition: int | None = None,
+        partition_key: str | bytes | None = None,
+        headers: Any = None,
+    ) -> None:
+        """Responds to the message in hand: ``data`` goes to ``topic`` when the handler has ended and the check has passed.
+
+        ``data`` goes through the route's parser; text and bytes pass as they are, None is a tombstone. ``key`` places and
+        labels the message; ``partition_key`` only places it; ``partition`` names the partition. ``headers`` is a dict, or
+        a list of pairs. Raises ``ResponseUnregistered`` for a topic that the handler does not declare.
+        """
+        call = current.get()
+        if call is None:
+            raise ResponseError(
+                f"app.respond_to({topic!r}, ...) answers a message, and there is none here; outside a handler call"
+                " app.respond_with(responder, ...) or app.producer.send(topic, value)"
+            )
+        call.respond_to(topic, data, key=key, partition=partition, partition_key=partition_key, headers=headers)
+
+    def respond_with(self, responder: Handler, *args: Any) -> None:
+        """Calls ``responder(*args)``, a function that declares its topics with ``responds_to`` and calls ``respond_to``.
+
+        Its declarations are checked at its end. Inside a handler its responses are sent with the handler's own; outside, it
+        sends and waits, and raises ``DeliveryError`` if Kafka does not take them.
+        """
+        call = current.get()
+        generate = call.generate if call is not None else Json.generate
+        responses = respond_with(call, responder, self.declarations_of(responder), generate, args)
+        if call is None:
+            self.producer.send_all(responses)
+
+    def abort(self) -> NoReturn:
+        """Ends the message in hand: it is done, nothing is queued and nothing is sent."""
+        raise Abort
+
+    # What the application is, made ready once.
+
+    @property
+    def routes(self) -> Mapping[str, Route]:
+        """The routes by topic, in the order they were registered."""
+        return self._routes
+
+    def declarations_of(self, handler: Handler) -> Declarations:
+        """What a function declares, also where other decorators wrapped it in between."""
+        found: dict[str, Declaration] = {}
+        function: Any = handler
+        while function is not None:
+            found = {**self._declarations.get(function, {}), **found}
+            function = getattr(function, "__wrapped__", None)
+        return found
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, read when first asked for. Raises ``SettingsError`` that lists every mistake."""
+        if self._settings is None:
+            self._settings = Settings.load(self._given, os.environ, needs_kafka=False)
+        return self._settings
+
+    def settings_for_kafka(self) -> Settings:
+        """The settings, for what needs brokers. Raises ``SettingsError``."""
+        self._settings = Settings.load(self._given, os.environ)
+        return self._settings
+
+    def settings_for_queues(self) -> Settings:
+        """The settings, for what needs brokers and Redis. Raises ``SettingsError``."""
+        self._settings = Settings.load(self._given, os.environ, needs_redis=True)
+        return self._settings
+
+    @property
+    def monitor(self) -> Any:
+        """The object that is told of every event."""
+        if self._monitor is None:
+            self._monitor = self.settings.monitor or Monitor(logger_of(self.settings))
+        return self._monitor
+
+    @property
+    def producer(self) -> Producer:
+        """Sends messages outside handlers: ``app.producer.send(topic, value)``. Connects when first used."""
+        if self._producer is None:
+            from .producer import Producer
+
+            self._producer = Producer(lambda: self.settings, self._make_producer)
+        return self._producer
+
+    @staticmethod
+    def _make_producer(settings: Settings) -> ProducerClient:
+        from .clients.kafka_python import Producer
+
+        return Producer(settings)
+
+    @property
+    def handlings(self) -> Mapping[str, Handling]:
+        """The routes made ready, by topic. Nothing can be registered after this was asked for."""
+        if self._handlings is None:
+            with self._lock:
+                if self._handlings is None:
+                    self._handlings = self._make_handlings()
+        return self._handlings
+
+    def handling(self, topic: str) -> Handling:
+        """The ready route of one topic. Raises ``RouteNotFound``."""
+        try:
+            return self.handlings[topic]
+        except KeyError:
+            raise RouteNotFound(
+                f"no handler is registered for topic {topic!r}; known are: {', '.join(sorted(self.handlings)) or 'none'}"
+            ) from None
+
+    def _make_handlings(self) -> dict[str, Handling]:
+        settings = self.settings
+        for topics, hook in [*self._before, *self._after]:
+            for topic in topics:
+                if topic not in self._routes:
+                    raise ConfigurationError(
+                        unknown_name(
+                            f"hook {getattr(hook, '__qualname__', hook)}: {topic}",
+                            topic,
+                            self._routes,
+                            "topic",
+                        )
+                    )
+        for route in self._routes.values():
+            route.declarations = dict(self.declarations_of(route.handler))
+        return {
+            topic: Handling(
+                route,
+                settings,
+                [hook for topics, hook in self._before if not topics or topic in topics],
+                [hook for topics, hook in self._after if not topics or topic in topics],
+                self.declarations_of,
+            )
+            for topic, route in self._routes.items()
+        }
+
+    # Running.
+
+    def start(self, *, connected: bool = True) -> None:
+        """Makes this process ready to handle messages: settings, routes, configurators, ``on_startup``. Once a process.
+
+        Raises ``SettingsError`` or ``ConfigurationError``. ``connected=False`` is for tests: Kafka and Redis are not asked for.
+        """
+        with self._lock:
+            if self._started_in == os.getpid():
+                return
+            if connected:
+                self.settings_for_queues() if self._queues() else self.settings_for_kafka()
+            self.handlings  # noqa: B018
+            for function in self._configurators:
+                takes = len(inspect.signature(function).parameters)
+                function(*(self.settings,) * takes)
+            for function in self._startup:
+                function()
+            self._started_in = os.getpid()
+
+    def _queues(self) -> bool:
+        return any(not handling.inline and handling.worker is None for handling in self.handlings.values())
+
+    def stop(self) -> None:
+        """Runs ``on_shutdown`` and closes the producers, in a process that had started."""
+        with self._lock:
+            if self._started_in != os.getpid():
+                return
+            self._started_in = 0
+            for function in self._shutdown:
+                function()
+            if self._producer is not None:
+                self._producer.close()
+
+    def run(self) -> None:
+        """Consumes until SIGTERM or SIGINT, as ``flowkit run`` does. Exits with code 1 if it did not end clean."""
+        from .locate import main_reference
+        from .server import Server, log_to_stderr
+
+        log_to_stderr()
+        if not self.reference:
+            self.reference = main_reference(self)
+        code = Server(self).run()
+        if code:
+            sys.exit(code)
+
+    def perform(self, topic: str, params: Mapping[str, Any]) -> None:
+        """Handles one message in a custom worker, from what ``perform_async(topic, params)`` was given.
+
+        Sends the responses and waits for them. Raises what the handler or the check raised, for that worker to retry.
+        """
+        from .jobs import run_entries
+
+        self.start()
+        handling = self.handling(topic)
+        attempt = int(params.get("attempt", 1))
+        for failure in run_entries(handling, self.producer, [entry_of(params)], attempt):
+            if failure.record is not None:
+                handling.failed(failure.record, failure.error, attempt, failure.entry[3])
+            raise failure.error

@@ -1,0 +1,557 @@
+"""The loop of one group: poll, dispatch, send, flush, commit; and what to do when one of them fails.
+
+One thread runs it and nobody else touches its client. A turn ends with everything settled: each message of the batch is
+finished, or its partition has been sought back to it. So a commit may happen at any moment between two turns.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .clients import CommitRefused, ConsumerClient, MakeConsumer
+from .dispatch import Entry, Handling, Until, close_loop, params
+from .errors import BrokerUnavailable, ConfigurationError, DeliveryError, FlowkitError, RedisUnavailable
+from .message import Partition, Record, place
+from .producer import Producer
+from .responses import Response
+from .retry import Retry
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .jobs import JobQueue, Marks
+
+logger = logging.getLogger(__name__)
+
+POLL_TIMEOUT = 0.5
+"""Seconds a poll waits for a message, and so the longest a stop waits for an idle loop."""
+
+RECONNECT = Retry(first=0.5, cap=15.0)
+"""Waits between attempts to reach brokers or Redis."""
+
+LONGEST_BATCH = 15.0
+"""Seconds after which the loop polls again though its batch is not finished: a rebalance of the group waits for the poll."""
+
+
+@dataclass(slots=True)
+class Track:
+    """What the loop knows of one partition that is assigned to it. Offsets are those after the last message."""
+
+    done: int | None = None
+    committed: int | None = None
+    queued: int | None = None
+    attempt: int = 1
+    undelivered: int = 0
+    resume_at: float | None = None
+
+
+class Admitted(NamedTuple):
+    """A message on its way to a queue."""
+
+    offset: int
+    handling: Handling
+    queue: str
+    entry: Entry
+
+
+class Consumer:
+    """One group's topics, from Kafka to their handlers or queues."""
+
+    def __init__(
+        self,
+        group: str,
+        handlings: Mapping[str, Handling],
+        settings: Settings,
+        monitor: Any,
+        producer: Producer,
+        make_client: MakeConsumer,
+        job_queue: JobQueue | None = None,
+    ) -> None:
+        self.group = group
+        self.handlings = handlings
+        self.settings = settings
+        self.monitor = monitor
+        self.producer = producer
+        self.make_client = make_client
+        self.job_queue = job_queue
+        self.stopping = False
+        self.tracks: dict[Partition, Track] = {}
+        self.until = Until()
+        self.turned_at = time.monotonic()
+        self._client: ConsumerClient | None = None
+        self._new: list[Partition] = []
+        self._sent: list[tuple[Record, Response, Any]] = []
+        self._received = 0.0
+        self._commit_at = 0.0
+        self._since_commit = 0
+        self._reconnects = 0
+        self._redis_failures = 0
+
+    # The loop.
+
+    def run(self) -> None:
+        """Turns until ``stop``; a broken client is replaced. Raises ``ConfigurationError`` where a new one would not help."""
+        try:
+            while not self.stopping:
+                try:
+                    self.turn()
+                    self._reconnects = 0
+                except ConfigurationError:
+                    raise
+                except Exception as error:
+                    self._reconnect(error)
+        finally:
+            self._end()
+            close_loop()
+
+    def stop(self) -> None:
+        """Asks the loop to end after the message in hand. Safe to call from a signal handler."""
+        self.stopping = True
+        self.until.at = 0.0
+
+    def turn(self) -> None:
+        """One poll and all that follows from it."""
+        self.turned_at = time.monotonic()
+        client = self.client
+        batch = client.poll(self._poll_timeout())
+        self._received = time.time()
+        polled = self._clock_starts()
+        if self._new:
+            self._welcome()
+        queued: dict[Partition, Sequence[Record]] = {}
+        for partition, records in batch.items():
+            if self.stopping:
+                break
+            if self.handlings[partition.topic].inline:
+                self._handle(partition, records, polled)
+            else:
+                queued[partition] = records
+        if queued:
+            self._enqueue(queued)
+        self._settle()
+        if self._commit_due():
+            self.commit()
+        self._resume_due()
+
+    @property
+    def client(self) -> ConsumerClient:
+        """The Kafka client of this loop, made when first asked for."""
+        if self._client is None:
+            client = self.make_client(self.settings, self.group)
+            self._client = client
+            topics = sorted(self.handlings)
+            missing = client.missing_topics(topics)
+            if missing:
+                self.monitor.notice_error(
+                    "topics",
+                    ConfigurationError("missing topics"),
+                    message=f"there is no topic {' and no topic '.join(map(repr, missing))} on the brokers; group"
+                    f" {self.group!r} waits for it: create it, and it is consumed within half a minute",
+                    group=self.group,
+                )
+            client.subscribe(topics, self)
+        return self._client
+
+    def _poll_timeout(self) -> float:
+        due = [track.resume_at for track in self.tracks.values() if track.resume_at is not None]
+        return min(POLL_TIMEOUT, max(0.0, min(due) - time.monotonic())) if due else POLL_TIMEOUT
+
+    def _clock_starts(self) -> float:
+        """Lets handlers run until the next commit is due."""
+        now = time.monotonic()
+        if not self.stopping:
+            self.until.at = now + self.settings.kafka.offset_commit_interval
+            if self.stopping:  # a signal came between the two lines above
+                self.until.at = 0.0
+        return now
+
+    # Inline: handle, check, send, flush, look at every delivery, commit.
+
+    def _handle(self, partition: Partition, records: Sequence[Record], polled: float) -> None:
+        handling = self.handlings[partition.topic]
+        track = self._track(partition)
+        if track.resume_at is not None:
+            return  # was put back, to an earlier message, by what failed before in this turn
+        threshold = self.settings.kafka.offset_commit_threshold or len(records)
+        at = 0
+        while at < len(records):
+            slice_ = records[at : at + threshold] if at or threshold < len(records) else records
+            done, error = handling.run(
+                slice_, self._send, attempt=track.attempt, received=self._received, until=self.until
+            )
+            if done:
+                at += done
+                self._since_commit += done
+                track.done = records[at - 1].offset + 1
+                track.attempt = 1
+            if error is not None:
+                if not self._failed(handling, track, records[at], error):
+                    break
+                at += 1
+                continue
+            if at == len(records):
+                break
+            if self.stopping:
+                return
+            if not self._pause_for_breath(partition, track, records[at], polled):
+                break
+        self.monitor.notice("consumed", topic=partition.topic, partition=partition.partition, count=at)
+
+    def _track(self, partition: Partition) -> Track:
+        try:
+            return self.tracks[partition]
+        except KeyError:  # a new client starts from the committed offset, so nothing is skipped
+            raise FlowkitError(
+                f"{_short([partition])} gave messages, but was not assigned to this consumer"
+            ) from None
+
+    def _pause_for_breath(self, partition: Partition, track: Track, following: Record, polled: float) -> bool:
+        """In the middle of a batch: settles and commits what is due. False if the rest of the batch must wait."""
+        self._settle()
+        if track.resume_at is not None:
+            return False
+        if self._commit_due():
+            self.commit()
+        if self._clock_starts() - polled > min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3):
+            self.client.seek(partition, following.offset)
+            return False
+        return True
+
+    def _send(self, record: Record, responses: Sequence[Response]) -> None:
+        for response in responses:
+            self._sent.append((record, response, self.producer.start(response)))
+
+    def _settle(self) -> None:
+        """Waits for every response, and puts back the messages whose responses Kafka did not confirm."""
+        sent, self._sent = self._sent, []
+        if not sent:
+            return
+        self.producer.flush()
+        failed: dict[Partition, tuple[Record, Exception]] = {}
+        for record, response, delivery in sent:
+            error = self.producer.outcome(delivery)
+            if error is None:
+                continue
+            partition = Partition(record.topic, record.partition)
+            if partition not in failed or record.offset < failed[partition][0].offset:
+                failed[partition] = (
+                    record,
+                    DeliveryError(f"{response.topic}: Kafka did not take it: {error!r}"),
+                )
+        for partition in {Partition(record.topic, record.partition) for record, _, _ in sent}:
+            track = self._track(partition)
+            if partition not in failed:
+                track.undelivered = 0
+                continue
+            record, problem = failed[partition]
+            track.undelivered += 1
+            track.attempt = track.undelivered
+            if self._failed(self.handlings[record.topic], track, record, problem):
+                self.client.seek(partition, record.offset + 1)
+        if failed:
+            self.producer.renew()
+
+    # Failure: this partition alone waits, and the message is tried again, for ever or until its dead letter is sent.
+
+    def _failed(self, handling: Handling, track: Track, record: Record, error: Exception) -> bool:
+        """True if the message is done with: its dead letter was sent. Else its partition waits, and starts with it."""
+        attempt, retry = track.attempt, handling.retry
+        last = attempt >= retry.attempts and handling.dead_letter is not None
+        delay = retry.delay(attempt)
+        then = f"goes to {handling.dead_letter}" if last else f"again in {delay:.1f} s; {self._wait_of(record)}"
+        self.monitor.notice_error(
+            "handler",
+            error,
+            message=f"{place(record)} failed in {handling.route.name}, attempt {attempt}, {then}:"
+            f" {type(error).__name__}: {error}",
+            traceback=attempt == 1,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            group=self.group,
+        )
+        handling.failed(record, error, attempt, self._received)
+        if last and self._bury(handling, record, error, attempt):
+            track.done = record.offset + 1
+            track.attempt = 1
+            return True
+        self._put_back(Partition(record.topic, record.partition), track, record.offset, delay)
+        track.attempt = attempt + 1
+        return False
+
+    def _wait_of(self, record: Record) -> str:
+        return f"partition {record.partition} of {record.topic} waits, nothing is skipped"
+
+    def _bury(self, handling: Handling, record: Record, error: Exception, attempt: int) -> bool:
+        letter = handling.dead(record, error, attempt)
+        try:
+            self.producer.send_all([letter])
+        except DeliveryError as problem:
+            self.monitor.notice_error("dead_letter", problem, topic=letter.topic)
+            return False
+        self.monitor.notice("dead_letter", topic=letter.topic, message=place(record))
+        return True
+
+    def _put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
+        self.client.pause(partition)
+        self.client.seek(partition, offset)
+        track.done = offset
+        track.resume_at = time.monotonic() + delay
+
+    def _resume_due(self) -> None:
+        now = time.monotonic()
+        for partition, track in self.tracks.items():
+            if track.resume_at is not None and track.resume_at <= now:
+                track.resume_at = None
+                self.client.resume(partition)
+
+    # Queued: hooks, one call to Redis for the batch, commit.
+
+    def _enqueue(self, batch: Mapping[Partition, Sequence[Record]]) -> None:
+        admitted: dict[Partition, list[Admitted]] = {}
+        moved: dict[Partition, int] = {}
+        failed: dict[Partition, tuple[Record, Exception]] = {}
+        for partition, records in batch.items():
+            track = self._track(partition)
+            if track.resume_at is not None:
+                continue
+            admitted[partition] = []
+            for record, error in self._admit(track, records, admitted[partition]):
+                if error is not None:
+                    failed[partition] = (record, error)
+                    moved[partition] = record.offset
+                else:
+                    moved[partition] = record.offset + 1
+        try:
+            self._put(admitted, moved)
+        except RedisUnavailable as error:
+            self._redis_is_down(error, {partition: records[0].offset for partition, records in batch.items()})
+            return
+        self._redis_failures = 0
+        for partition, offset in moved.items():
+            track = self.tracks[partition]
+            track.done = offset
+            if partition in failed:
+                record, problem = failed[partition]
+                if offset > batch[partition][0].offset:
+                    track.attempt = 1  # the failed one is not the first of this batch, so it is new
+                if self._failed(self.handlings[partition.topic], track, record, problem):
+                    self.client.seek(partition, record.offset + 1)
+            else:
+                track.attempt = 1
+
+    def _admit(
+        self, track: Track, records: Sequence[Record], admitted: list[Admitted]
+    ) -> Iterator[tuple[Record, Exception | None]]:
+        """Runs the hooks of one partition's messages, up to the first failure; says how far it came."""
+        handling = self.handlings[records[0].topic]
+        received = self._received
+        if not handling.before and handling.worker is None:
+            queue, entry = handling.queue, handling.entry
+            admitted.extend(Admitted(r.offset, handling, queue, entry(r, received, r.value)) for r in records)
+            yield records[-1], None
+            return
+        attempt = track.attempt
+        for record in records:
+            if self.stopping:
+                return
+            try:
+                ticket = None if _is_queued(track, record) else handling.admit(record, attempt, received)
+                if ticket is not None:
+                    message, data = ticket
+                    if message.worker is not None:
+                        message.worker.perform_async(handling.topic, params(handling.topic, data))
+                    else:
+                        admitted.append(Admitted(record.offset, handling, message.queue or handling.queue, data))
+            except Exception as error:
+                yield record, error
+                return
+            attempt = 1
+            yield record, None
+
+    def _put(self, admitted: Mapping[Partition, Sequence[Admitted]], moved: Mapping[Partition, int]) -> None:
+        """Queues what Redis does not have yet, in one call. If the marks moved meanwhile, looks again at what is left."""
+        from .jobs import MarksMoved, Pack
+
+        if self.job_queue is None or not any(admitted.values()):
+            return
+        while True:
+            packs: dict[tuple[str, str], Pack] = {}
+            ahead: dict[Partition, int] = {}
+            for partition, items in admitted.items():
+                queued = self.tracks[partition].queued or 0
+                if moved.get(partition, 0) > queued:
+                    ahead[partition] = moved[partition]
+                for offset, handling, queue, entry in items:
+                    if offset >= queued:
+                        pack = packs.get((handling.topic, queue))
+                        if pack is None:
+                            pack = packs[handling.topic, queue] = Pack(handling, queue, [])
+                        pack.entries.append(entry)
+            if not packs:
+                return
+            try:
+                expected: Marks = {partition: self.tracks[partition].queued for partition in ahead}
+                count = self.job_queue.enqueue(self.group, packs.values(), expected, ahead)
+            except MarksMoved:
+                for partition, mark in self.job_queue.marks(self.group, list(ahead)).items():
+                    self.tracks[partition].queued = mark.queued
+                continue
+            for partition, offset in ahead.items():
+                self.tracks[partition].queued = offset
+            self.monitor.notice("queued", count=sum(len(pack.entries) for pack in packs.values()), jobs=count)
+            return
+
+    def _redis_is_down(self, error: RedisUnavailable, firsts: Mapping[Partition, int]) -> None:
+        self._redis_failures += 1
+        delay = RECONNECT.delay(self._redis_failures)
+        self.monitor.notice_error(
+            "queue",
+            error,
+            message=f"group {self.group!r}: {error}; trying again in {delay:.1f} s, nothing is lost",
+        )
+        for partition, offset in firsts.items():
+            track = self._track(partition)
+            if track.resume_at is None:
+                self._put_back(partition, track, offset, delay)
+
+    # Offsets.
+
+    def _commit_due(self) -> bool:
+        kafka = self.settings.kafka
+        threshold = kafka.offset_commit_threshold
+        return time.monotonic() >= self._commit_at or bool(threshold and self._since_commit >= threshold)
+
+    def _uncommitted(self, partitions: Sequence[Partition] | None = None) -> dict[Partition, int]:
+        """The offsets to commit; what is not yet settled does not count."""
+        unsettled: dict[Partition, int] = {}
+        for record, _, _ in self._sent:
+            unsettled.setdefault(Partition(record.topic, record.partition), record.offset)
+        offsets = {}
+        for partition, track in self.tracks.items():
+            if track.done is None or (partitions is not None and partition not in partitions):
+                continue
+            done = min(track.done, unsettled.get(partition, track.done))
+            if done != track.committed:
+                offsets[partition] = done
+        return offsets
+
+    def commit(self) -> None:
+        """Commits what is finished. Where the group has moved on, the messages come again, to somebody."""
+        self._commit_at = time.monotonic() + self.settings.kafka.offset_commit_interval
+        self._since_commit = 0
+        offsets = self._uncommitted()
+        if not offsets:
+            return
+        try:
+            self.client.commit(offsets)
+        except CommitRefused as error:
+            logger.warning("group %s: the commit came too late, its messages come again: %s", self.group, error)
+            return
+        for partition, offset in offsets.items():
+            if partition in self.tracks:
+                self.tracks[partition].committed = offset
+        self._remember(offsets)
+
+    def _remember(self, offsets: Mapping[Partition, int]) -> None:
+        queued = {p: offset for p, offset in offsets.items() if not self.handlings[p.topic].inline}
+        if queued and self.job_queue is not None:
+            try:
+                self.job_queue.committed(self.group, queued)
+            except RedisUnavailable as error:  # only makes the next deliberate rewind harder to recognise
+                logger.warning("group %s: the commit is not noted in Redis: %s", self.group, error)
+
+    # Rebalances. These three come from within a poll or a close, maybe on the client's own thread.
+
+    def assigned(self, partitions: Sequence[Partition]) -> None:
+        self._new.extend(partition for partition in partitions if partition not in self.tracks)
+
+    def revoked(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        offsets = self._uncommitted(partitions)
+        self.monitor.notice("revoked", group=self.group, partitions=_short(partitions))
+        for partition in partitions:
+            self.tracks.pop(partition, None)
+        self._new = [partition for partition in self._new if partition not in partitions]
+        return offsets
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        logger.warning("group %s lost %s; what was not committed comes again", self.group, _short(partitions))
+        for partition in partitions:
+            self.tracks.pop(partition, None)
+        self._new = [partition for partition in self._new if partition not in partitions]
+
+    def _welcome(self) -> None:
+        """Starts to track the partitions that were assigned in this poll, before their first record is touched."""
+        new = self._new
+        self.monitor.notice("assigned", group=self.group, partitions=_short(new))
+        queued = [p for p in new if not self.handlings[p.topic].inline]
+        marks = self.job_queue.marks(self.group, queued) if queued and self.job_queue else {}
+        for partition in new:
+            track = Track()
+            mark = marks.get(partition)
+            if mark is not None and self.job_queue is not None:
+                committed = self.client.committed(partition)
+                # The committed offset only grows, unless somebody sets it back on purpose, or the topic is another one.
+                rewound = mark.committed is not None and (committed is None or committed < mark.committed)
+                made_anew = mark.queued is not None and mark.queued > self.client.end_offset(partition)
+                if rewound or made_anew:
+                    self.job_queue.rewind(self.group, partition, committed)
+                    self.monitor.notice("rewound", group=self.group, partition=_short([partition]), offset=committed)
+                    track.queued = committed
+                else:
+                    track.queued = mark.queued
+            self.tracks[partition] = track
+            self.client.resume(partition)  # the client keeps the pause of a partition that leaves and comes back
+        self._new = []
+
+    # Trouble and the end.
+
+    def _reconnect(self, error: Exception) -> None:
+        """Throws the client away: after an error, kafka-python's poll() may spin for ever on its next call."""
+        self._reconnects += 1
+        delay = RECONNECT.delay(self._reconnects)
+        self.monitor.notice_error(
+            "broker",
+            error,
+            message=f"group {self.group!r}: {error if isinstance(error, BrokerUnavailable) else repr(error)};"
+            f" trying again in {delay:.1f} s, nothing is lost",
+            traceback=not isinstance(error, BrokerUnavailable | RedisUnavailable),
+            group=self.group,
+        )
+        self._drop_client(2.0)
+        until = time.monotonic() + delay
+        while not self.stopping and time.monotonic() < until:
+            time.sleep(0.05)
+        self.turned_at = time.monotonic()
+
+    def _drop_client(self, timeout: float) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            try:
+                client.close(timeout)
+            except Exception as error:
+                logger.warning("group %s: closing its client failed: %r", self.group, error)
+        self.tracks.clear()
+        self._new = []
+        self._sent = []
+
+    def _end(self) -> None:
+        """Settles and commits what is finished, and leaves the group, so that another member may go on at once."""
+        if self._client is not None:
+            try:
+                self._settle()
+                self.commit()
+            except Exception as error:
+                self.monitor.notice_error("stop", error, group=self.group)
+        self._drop_client(min(5.0, self.settings.shutdown_timeout))
+
+
+def _is_queued(track: Track, record: Record) -> bool:
+    return track.queued is not None and record.offset < track.queued
+
+
+def _short(partitions: Sequence[Partition]) -> str:
+    return ",".join(f"{topic}[{number}]" for topic, number in sorted(partitions)) or "none"

@@ -1,0 +1,169 @@
+"""``flowkit dev``: an embedded broker, an embedded Redis, the consumer and a worker, in one terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import IO, TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from .devstack import WATCHED, EmbeddedBroker, EmbeddedRedis
+
+if TYPE_CHECKING:
+    from .app import Flowkit
+
+Say = Callable[[str, str], None]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Child:
+    """One of our own commands as a child process, its output line by line to ``say``. It ends when we do."""
+
+    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], say: Say) -> None:
+        self.name = name
+        command = [sys.executable, "-u", "-m", "flowkit", *arguments]
+        self.process = subprocess.Popen(
+            ["/bin/sh", "-c", WATCHED, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
+            text=True,
+            errors="replace",
+        )
+        assert self.process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout, say), daemon=True)
+        self._reader.start()
+
+    def _read(self, output: IO[str], say: Say) -> None:
+        for line in output:
+            say(self.name, line.rstrip("\n"))
+
+    def stop(self, timeout: float) -> int:
+        """SIGTERM, then SIGKILL after ``timeout`` seconds; gives the exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = 1
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # its watcher, and itself if it did not end
+        self.process.wait()
+        self._reader.join(2.0)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return code
+
+
+class DevStack:
+    """Broker, Redis, consumer and worker for one application. A ``with`` block starts them and leaves nothing behind."""
+
+    def __init__(
+        self,
+        app: Flowkit,
+        say: Say,
+        *,
+        broker_port: int | None = None,
+        redis_port: int | None = None,
+        partitions: int = 4,
+    ) -> None:
+        self.app = app
+        self.say = say
+        self.partitions = partitions
+        settings = app.settings
+        self.broker = EmbeddedBroker(_port(broker_port, settings.kafka.hosts[0] if settings.kafka.hosts else None))
+        self.queued = any(not handling.inline for handling in app.handlings.values())
+        redis = settings.redis if isinstance(settings.redis, str) else None
+        self.redis = EmbeddedRedis(_port(redis_port, redis)) if self.queued else None
+        self.children: list[Child] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What another process needs to reach this broker and this Redis."""
+        found = {"FLOWKIT_KAFKA_HOSTS": self.broker.hosts}
+        if self.redis is not None:
+            found["FLOWKIT_REDIS"] = self.redis.url
+        return found
+
+    def __enter__(self) -> DevStack:
+        try:
+            self.broker.start()
+            self.say("dev", f"broker on {self.broker.hosts} (embedded, in memory)")
+            if self.redis is not None:
+                self.redis.start()
+                self.say("dev", f"Redis on {self.redis.url}")
+            self.broker.create_topics(dict.fromkeys(self.topics(), self.partitions))
+            self._start_child("run")
+            if self.queued:
+                self._start_child("worker")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start_child(self, command: str) -> None:
+        arguments = [command, self.app.reference]
+        self.children.append(Child(command, arguments, self.environment, self.say))
+
+    def topics(self) -> list[str]:
+        """Every topic the application reads or writes."""
+        found = set()
+        for topic, handling in self.app.handlings.items():
+            found |= {topic, *handling.all_declarations}
+            if handling.dead_letter:
+                found.add(handling.dead_letter)
+        return sorted(found)
+
+    def wait(self, until: Callable[[], bool]) -> int:
+        """Until ``until`` is true (0) or one of the children ended by itself (1)."""
+        while not until():
+            for child in self.children:
+                if child.process.poll() is not None:
+                    self.say("dev", f"{child.name} ended with code {child.process.returncode}; stopping the rest")
+                    return 1
+            time.sleep(0.1)
+        return 0
+
+    def __exit__(self, *_: object) -> None:
+        timeout = self.app.settings.shutdown_timeout + 2
+        for child in self.children:  # the consumer first, so that nothing is queued behind a stopped worker
+            code = child.stop(timeout)
+            self.say("dev", f"{child.name} stopped" + (f" with code {code}" if code else ""))
+        if self.redis is not None:
+            self.redis.stop()
+        self.broker.stop()
+
+
+def _port(given: int | None, configured: str | None) -> int | None:
+    """The port to use: the one given (0: a free one), else the one the application expects on this machine."""
+    if given is not None:
+        return given or None
+    if configured is None:
+        return None
+    parts = urlsplit(configured if "://" in configured else f"//{configured}")
+    return parts.port if parts.hostname in LOOPBACK else None
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set."""
+    event = threading.Event()
+
+    def handler(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        event.set()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

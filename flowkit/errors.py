@@ -1,0 +1,95 @@
+"""Everything flowkit raises on purpose, as one tree:
+
+FlowkitError
+├── ConfigurationError          the application is written or configured wrongly
+│   ├── SettingsError           one or more settings are missing or wrong
+│   ├── AppNotFound             ``module:attribute`` does not lead to an application
+│   └── AlreadyStarted          registered after the application had started
+├── ParserError                 a value is not what the parser understands
+│   └── PayloadError            a value was parsed, but is not what the handler's annotation asks for
+├── ResponseError               a handler responded in a way it did not declare
+│   ├── ResponseMissing
+│   ├── ResponseRepeated
+│   └── ResponseUnregistered
+├── RouteNotFound               a message or a job for a topic that no handler is registered for
+├── DeliveryError               Kafka did not confirm a message
+├── QueueError                  a message could not be handed to its queue, or read back from it
+├── BrokerUnavailable           no Kafka broker answers
+├── RedisUnavailable            Redis does not answer
+└── DevStackError               an embedded broker or Redis could not be started
+"""
+
+from __future__ import annotations
+
+
+class FlowkitError(Exception):
+    """Base of every error that flowkit raises on purpose."""
+
+
+class ConfigurationError(FlowkitError):
+    """The application is written or configured wrongly."""
+
+
+class SettingsError(ConfigurationError):
+    """One or more settings are missing or wrong. ``mistakes`` lists them all."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        self.mistakes = mistakes
+        lines = "\n".join(f"  - {mistake}" for mistake in mistakes)
+        super().__init__(f"the settings have {len(mistakes)} mistake(s):\n{lines}")
+
+
+class AppNotFound(ConfigurationError):
+    """``module:attribute`` does not lead to a flowkit application."""
+
+
+class AlreadyStarted(ConfigurationError):
+    """A handler, response or hook was registered after the application had started."""
+
+
+class ParserError(FlowkitError):
+    """A value is not what the parser understands. Parsers raise it, or a subclass of it."""
+
+
+class PayloadError(ParserError):
+    """A value was parsed, but is not what the handler's annotation asks for."""
+
+
+class ResponseError(FlowkitError):
+    """A handler responded in a way that it did not declare."""
+
+
+class ResponseMissing(ResponseError):
+    """A required topic got no response."""
+
+
+class ResponseRepeated(ResponseError):
+    """A topic declared for one response got more."""
+
+
+class ResponseUnregistered(ResponseError):
+    """A response to a topic that was not declared."""
+
+
+class RouteNotFound(FlowkitError):
+    """A message or a job belongs to a topic that no handler is registered for."""
+
+
+class DeliveryError(FlowkitError):
+    """Kafka did not confirm a message."""
+
+
+class QueueError(FlowkitError):
+    """A message could not be handed to its queue, or could not be read back from it."""
+
+
+class BrokerUnavailable(FlowkitError):
+    """No Kafka broker answers."""
+
+
+class RedisUnavailable(FlowkitError):
+    """Redis does not answer."""
+
+
+class DevStackError(FlowkitError):
+    """An embedded broker or Redis could not be started."""

@@ -1,0 +1,360 @@
+"""RQ as the background: many messages into Redis in one call, and out of it again in a worker.
+
+The job that RQ runs is always ``flowkit.jobs.perform``, its one argument is a JSON text: data, never code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import pickle
+import secrets
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+import redis
+from rq import Queue, Retry, get_current_job
+from rq.exceptions import ShutDownImminentException
+from rq.job import Job
+
+from .dispatch import Abort, Entry, Handling
+from .errors import QueueError, RedisUnavailable
+from .message import Partition, Record, place
+from .producer import Producer
+
+if TYPE_CHECKING:
+    from .app import Flowkit
+
+PERFORM = "flowkit.jobs.perform"
+INFRASTRUCTURE_RETRIES = Retry(max=10, interval=[1, 2, 4, 8, 15, 30, 60, 60, 60, 60])
+"""For a job of many messages as a whole: its worker was killed, or Kafka did not answer."""
+
+
+class Envelope:
+    """RQ's job data as a plain ``rq worker`` reads it, which is pickle, but made of one text only.
+
+    Reading it here refuses everything else, so a worker of flowkit never runs what somebody wrote into Redis.
+    """
+
+    class _TextOnly(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            raise QueueError(f"a job asks for {module}.{name}; flowkit's jobs hold text only")
+
+    @staticmethod
+    def dumps(value: Any) -> bytes:
+        return pickle.dumps(value, protocol=4)
+
+    @classmethod
+    def loads(cls, data: bytes) -> Any:
+        return cls._TextOnly(io.BytesIO(data)).load()
+
+
+def connect(settings: str | Mapping[str, Any]) -> redis.Redis:
+    """A Redis client whose every wait is bounded; nothing is sent until it is used."""
+    options: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 15}
+    if isinstance(settings, str):
+        return redis.Redis.from_url(settings, **options)
+    options |= settings
+    url = options.pop("url", None)
+    return redis.Redis.from_url(url, **options) if url else redis.Redis(**options)
+
+
+QUEUES = "flowkit:queues"
+"""The keys of the queues that flowkit has put jobs into, so that they are looked after."""
+
+
+class Pack(NamedTuple):
+    """Messages of one topic for one queue, in order."""
+
+    handling: Handling
+    queue: str
+    entries: list[Entry]
+
+
+class Mark(NamedTuple):
+    """What Redis remembers of one partition: the offset after the last queued message, and the last commit."""
+
+    queued: int | None
+    committed: int | None
+
+
+Marks = dict[Partition, int | None]
+
+
+# A message is queued once, though Kafka may deliver it twice: the jobs of a batch and the mark behind its last message
+# move together, and only if the marks are still those the batch was cut by.
+ENQUEUE = """
+local at = 2
+for _ = 1, tonumber(ARGV[1]) do
+  if (redis.call('HGET', KEYS[1], ARGV[at]) or '') ~= ARGV[at + 1] then return 0 end
+  at = at + 3
+end
+at = 2
+for _ = 1, tonumber(ARGV[1]) do
+  redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 2])
+  at = at + 3
+end
+while at <= #ARGV do
+  local fields = tonumber(ARGV[at + 3])
+  redis.call('HSET', ARGV[at], unpack(ARGV, at + 4, at + 3 + fields))
+  redis.call('RPUSH', ARGV[at + 1], ARGV[at + 2])
+  redis.call('SADD', KEYS[2], ARGV[at + 1])
+  redis.call('SADD', KEYS[3], ARGV[at + 1])
+  at = at + 4 + fields
+end
+return 1
+"""
+
+
+class MarksMoved(Exception):
+    """Somebody else queued messages of these partitions meanwhile: read the marks again, and cut the batch anew."""
+
+
+class JobQueue:
+    """The consumer's side of the queue, for one application."""
+
+    def __init__(self, redis_settings: str | Mapping[str, Any], reference: str) -> None:
+        self.redis = connect(redis_settings)
+        self.reference = reference
+        self._script = self.redis.register_script(ENQUEUE)
+
+    def marks(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Mark]:
+        """What Redis remembers of these partitions."""
+        names = [name for p in partitions for name in (_field("queued", p), _field("committed", p))]
+        with redis_errors():
+            values: Any = self.redis.hmget(_key(group), names) if names else []
+        numbers = [None if value is None else int(value) for value in values]
+        return {p: Mark(numbers[2 * i], numbers[2 * i + 1]) for i, p in enumerate(partitions)}
+
+    def rewind(self, group: str, partition: Partition, offset: int | None) -> None:
+        """Forgets that messages from ``offset`` on were queued: they are to be queued again."""
+        queued, committed = _field("queued", partition), _field("committed", partition)
+        with redis_errors(), self.redis.pipeline() as pipe:
+            pipe.hdel(_key(group), queued, committed)
+            if offset is not None:
+                pipe.hset(_key(group), mapping={queued: offset, committed: offset})
+            pipe.execute()
+
+    def committed(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        """Remembers what Kafka has confirmed, so that a later, smaller offset is known for a deliberate rewind."""
+        with redis_errors():
+            self.redis.hset(_key(group), mapping={_field("committed", p): offset for p, offset in offsets.items()})
+
+    def enqueue(self, group: str, packs: Iterable[Pack], expected: Marks, moved: Mapping[Partition, int]) -> int:
+        """Queues every message of ``packs`` and moves the marks, in one call; gives the number of jobs.
+
+        Raises ``MarksMoved`` if a mark is not the expected one: then nothing was queued. A call whose reply got lost may be
+        repeated: the marks tell.
+        """
+        arguments: list[Any] = [len(moved)]
+        for partition, offset in moved.items():
+            before = expected.get(partition)
+            arguments += [_field("queued", partition), "" if before is None else before, offset]
+        count = 0
+        with redis_errors():
+            for pack in packs:
+                queue = Queue(pack.queue, connection=self.redis, serializer=Envelope)
+                for start in range(0, len(pack.entries), job_size(pack.handling)):
+                    job = self._job(queue, pack.handling, pack.entries[start : start + job_size(pack.handling)])
+                    arguments += _job_arguments(queue, job)
+                    count += 1
+            if not self._script(keys=[_key(group), Queue.redis_queues_keys, QUEUES], args=arguments):
+                raise MarksMoved
+        return count
+
+    def _job(self, queue: Queue, handling: Handling, entries: list[Entry]) -> Job:
+        if len(entries) > 1:
+            return make_job(queue, self.reference, handling, entries, INFRASTRUCTURE_RETRIES)
+        return make_job(queue, self.reference, handling, entries, _retries(handling, first_attempt=1))
+
+
+def job_size(handling: Handling) -> int:
+    """Messages in one job; one alone where a failed message gets no second attempt that could be a job of its own."""
+    return handling.job_size if handling.retry.attempts > 1 else 1
+
+
+def _key(group: str) -> str:
+    return f"flowkit:marks:{group}"
+
+
+def _field(kind: str, partition: Partition) -> str:
+    return f"{kind}:{partition.topic}:{partition.partition}"
+
+
+def _retries(handling: Handling, first_attempt: int) -> Retry | None:
+    """RQ's Retry for a message alone, whose next attempt is number ``first_attempt``."""
+    delays = [max(1, round(delay)) for delay in handling.retry.delays()[first_attempt - 1 :]]
+    return Retry(max=len(delays), interval=delays) if delays else None
+
+
+def make_job(
+    queue: Queue,
+    reference: str,
+    handling: Handling,
+    entries: list[Entry],
+    retry: Retry | None,
+    attempt: int = 1,
+) -> Job:
+    """An RQ job, not yet stored. Its description and id say which messages are in it."""
+    data = {
+        "app": reference,
+        "topic": handling.topic,
+        "attempt": attempt,
+        "retries": retry.max if retry else 0,
+        "messages": entries,
+    }
+    first, last = entries[0], entries[-1]
+    what = f"{handling.topic}[{first[0]}]@{first[1]}"
+    if len(entries) > 1:
+        what += f" to [{last[0]}]@{last[1]}, {len(entries)} messages"
+    name = f"{handling.topic}-{first[0]}-{first[1]}".replace("_", "__").replace(".", "_d")  # RQ refuses the dot
+    return queue.create_job(
+        PERFORM,
+        args=(orjson.dumps(data).decode(),),
+        job_id=f"{name}-{len(entries)}-{secrets.token_hex(4)}",
+        description=what,
+        timeout=max(1, round(handling.job_timeout * len(entries))),
+        result_ttl=60,
+        retry=retry,
+    )
+
+
+def _job_arguments(queue: Queue, job: Job) -> list[Any]:
+    """One job for the script. Which fields it has is taken from RQ itself."""
+    queue._prepare_for_queue(job)
+    fields = job.to_dict()
+    fields["data"] = job.data  # RQ reads it uncompressed too, and packing would cost more than the rest
+    flat = [part for name, value in fields.items() for part in (name, getattr(value, "value", value))]
+    return [job.key, queue.key, job.id, len(flat), *flat]
+
+
+@contextlib.contextmanager
+def redis_errors() -> Iterator[None]:
+    """Turns redis-py's errors into ``RedisUnavailable``, with the next step."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise RedisUnavailable(
+            f"Redis does not answer: {error}; is it running, and is the redis setting right? (`flowkit dev` starts one"
+            " for development)"
+        ) from error
+    except redis.RedisError as error:
+        raise RedisUnavailable(f"Redis refuses: {error}") from error
+
+
+# The worker's side.
+
+
+def perform(data: str) -> None:
+    """What RQ runs: the messages of one job. Raises what a message alone in its job failed with, so that RQ retries it."""
+    from .locate import locate
+
+    try:
+        job = orjson.loads(data)
+        reference, topic, entries = job["app"], job["topic"], job["messages"]
+        attempt, retries = job["attempt"], job["retries"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise QueueError(f"this job is not one of flowkit's: {data[:120]}") from error
+    app = locate(reference)
+    app.start()
+    handling = app.handling(topic)
+    current = get_current_job()
+    alone = len(entries) == 1
+    if alone and current is not None and current.retries_left is not None:
+        attempt += retries - current.retries_left
+    failures = run_entries(handling, app.producer, entries, attempt)
+    app.monitor.notice("performed", topic=topic, count=len(entries), failed=len(failures))
+    rest = settle_failures(app, handling, failures, attempt)
+    if not rest:
+        return
+    if alone:
+        raise rest[0].error
+    if current is None:
+        raise QueueError("a job of many messages can put its failed ones back only when RQ runs it")
+    _queue_alone(app, handling, current, [failure.entry for failure in rest], attempt)
+
+
+class Failure(NamedTuple):
+    """One message that failed, in a worker."""
+
+    entry: Entry
+    record: Record | None
+    error: Exception
+
+
+def run_entries(handling: Handling, producer: Producer, entries: Iterable[Entry], attempt: int) -> list[Failure]:
+    """Handles the messages of a job one by one, sends their responses, and gives those that failed."""
+    failures: list[Failure] = []
+    sent: list[tuple[Entry, Record, Any]] = []
+    for entry in entries:
+        _restart_alarm(handling.job_timeout)
+        record: Record | None = None
+        try:
+            record = handling.record(entry)
+            for response in handling.handle(handling.message(record, attempt, entry[3])):
+                sent.append((entry, record, producer.start(response)))
+        except Abort:
+            continue
+        except ShutDownImminentException:
+            raise
+        except Exception as error:
+            failures.append(Failure(entry, record, error))
+    if sent:
+        _restart_alarm(handling.job_timeout)
+        producer.flush()
+        failed = {id(failure.entry) for failure in failures}
+        for entry, record, delivery in sent:
+            problem = producer.outcome(delivery)
+            if problem is not None and id(entry) not in failed:
+                failures.append(Failure(entry, record, problem))
+                failed.add(id(entry))
+    return failures
+
+
+def settle_failures(app: Flowkit, handling: Handling, failures: Sequence[Failure], attempt: int) -> list[Failure]:
+    """Tells the hooks of each failure, sends the dead letters that are due, and gives those to be tried again."""
+    rest = []
+    for failure in failures:
+        last = attempt >= handling.retry.attempts
+        where = place(failure.record) if failure.record else handling.topic
+        app.monitor.notice_error(
+            "handler",
+            failure.error,
+            message=f"{where} failed, attempt {attempt} of {handling.retry.attempts}: "
+            f"{type(failure.error).__name__}: {failure.error}",
+            traceback=True,
+            topic=handling.topic,
+        )
+        if failure.record is not None:
+            handling.failed(failure.record, failure.error, attempt, failure.entry[3])
+        if last and handling.dead_letter and failure.record is not None:
+            app.producer.send_all([handling.dead(failure.record, failure.error, attempt)])
+            app.monitor.notice("dead_letter", topic=handling.dead_letter, message=where)
+        else:
+            rest.append(failure)
+    return rest
+
+
+def _queue_alone(app: Flowkit, handling: Handling, job: Job, entries: Iterable[Entry], attempt: int) -> None:
+    """Gives each failed message of a job a job of its own, due after its wait."""
+    with redis_errors(), job.connection.pipeline() as pipe:
+        queue = Queue(job.origin, connection=job.connection, serializer=Envelope)
+        for entry in entries:
+            due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=handling.retry.delay(attempt))
+            alone = make_job(
+                queue, app.reference, handling, [entry], _retries(handling, attempt + 1), attempt=attempt + 1
+            )
+            queue.schedule_job(alone, due, pipeline=pipe)
+        pipe.execute()
+
+
+def _restart_alarm(seconds: float) -> None:
+    """Gives the next message its full time: RQ's alarm is set once for a job, here it runs anew for each message."""
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGALRM)
+        if getattr(handler, "__name__", "") == "handle_death_penalty":
+            signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,0 +1,169 @@
+"""What a handler may know of its message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+
+HeaderPairs = Sequence[tuple[str, bytes | None]]
+
+
+class Partition(NamedTuple):
+    """One partition of one topic. Equal to kafka-python's TopicPartition, which is a tuple of the same two."""
+
+    topic: str
+    partition: int
+
+
+class Record(Protocol):
+    """A message as a client delivers it; kafka-python's ConsumerRecord is one. ``timestamp`` is in milliseconds."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> HeaderPairs: ...
+
+
+class PlainRecord(NamedTuple):
+    """A record that came from a queue or a test instead of a client."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: HeaderPairs = ()
+
+
+class Headers(Mapping[str, bytes | None]):
+    """The headers by name; where a name repeats, the last one counts. ``pairs`` has them all, in order."""
+
+    __slots__ = ("_last", "pairs")
+
+    def __init__(self, pairs: HeaderPairs) -> None:
+        self.pairs = tuple((name, value) for name, value in pairs)
+        self._last = dict(self.pairs)
+
+    def __getitem__(self, name: str) -> bytes | None:
+        return self._last[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._last)
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def __repr__(self) -> str:
+        return f"Headers({list(self.pairs)!r})"
+
+
+_UNREAD: Any = object()
+
+
+class Message:
+    """One message. A handler or hook that has a parameter annotated ``Message`` is given it.
+
+    ``payload`` is the parsed value, ``queue`` the RQ queue and ``worker`` the object with ``perform_async`` that the
+    message goes to: hooks of ``before_enqueue`` may change these three. The rest is as Kafka has it: ``topic``,
+    ``partition``, ``offset``, ``key`` and ``value`` (bytes), ``headers``, ``timestamp``. ``received_at`` is when the consumer
+    got it, ``group`` the consumer group, ``attempt`` the number of this attempt (1 is the first).
+    """
+
+    __slots__ = ("_attempt", "_decode", "_group", "_payload", "_received", "_record", "queue", "worker")
+
+    def __init__(
+        self,
+        record: Record,
+        decode: Callable[[bytes | None], Any],
+        *,
+        group: str,
+        attempt: int = 1,
+        received: float = 0.0,
+        queue: str | None = None,
+        worker: Any = None,
+    ) -> None:
+        self._record = record
+        self._decode = decode
+        self._payload = _UNREAD
+        self._group = group
+        self._attempt = attempt
+        self._received = received
+        self.queue = queue
+        self.worker = worker
+
+    @property
+    def payload(self) -> Any:
+        """The parsed value; parsed when first asked for. Raises ``ParserError`` where a typed one cannot be."""
+        if self._payload is _UNREAD:
+            self._payload = self._decode(self._record.value)
+        return self._payload
+
+    @payload.setter
+    def payload(self, value: Any) -> None:
+        self._payload = value
+
+    @property
+    def payload_changed(self) -> bool:
+        """Whether a hook left another payload than the value of the message says, by assignment or in place."""
+        return self._payload is not _UNREAD and bool(self._payload != self._decode(self._record.value))
+
+    @property
+    def topic(self) -> str:
+        return self._record.topic
+
+    @property
+    def partition(self) -> int:
+        return self._record.partition
+
+    @property
+    def offset(self) -> int:
+        return self._record.offset
+
+    @property
+    def key(self) -> bytes | None:
+        return self._record.key
+
+    @property
+    def value(self) -> bytes | None:
+        return self._record.value
+
+    @property
+    def headers(self) -> Headers:
+        return Headers(self._record.headers)
+
+    @property
+    def timestamp(self) -> datetime:
+        """When the message was made, by its producer's or its broker's clock; aware, in UTC."""
+        return datetime.fromtimestamp(self._record.timestamp / 1000, UTC)
+
+    @property
+    def received_at(self) -> datetime:
+        return datetime.fromtimestamp(self._received, UTC)
+
+    @property
+    def group(self) -> str:
+        return self._group
+
+    @property
+    def attempt(self) -> int:
+        return self._attempt
+
+    def __repr__(self) -> str:
+        return f"<Message {place(self._record)} attempt {self._attempt}>"
+
+
+def place(record: Record) -> str:
+    """Where a record stands, as every error and log line of flowkit writes it: ``orders[2]@1017``."""
+    return f"{record.topic}[{record.partition}]@{record.offset}"

@@ -1,0 +1,102 @@
+"""Typed payloads: from the bytes of a message to what a handler's annotation asks for.
+
+Dataclasses, TypedDicts, pydantic models, lists of them and everything else pydantic knows are validated by pydantic;
+msgspec Structs by msgspec. Both are imported only when a handler asks for such a type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args, get_origin
+
+from .errors import ConfigurationError, ParserError, PayloadError
+from .parsers import Json
+
+Decode = Callable[[bytes | None], Any]
+
+UNTYPED = (Any, object, dict, dict[str, Any])
+
+
+def decoder(parser: Any, annotation: Any) -> Decode:
+    """The function that turns the value of a message into a payload.
+
+    Untyped (no annotation, ``Any``, ``object``, ``dict``, ``dict[str, Any]``): what the parser gives, None for a tombstone, and
+    ``{"message": value}`` where the parser raises ``ParserError``. Typed: validated, or ``PayloadError``.
+    Raises ``ConfigurationError`` for an annotation that nothing can be validated against.
+    """
+    if any(annotation is untyped or annotation == untyped for untyped in UNTYPED):
+        return _untyped(parser.parse)
+    if _has_struct(annotation):
+        return _struct(parser, annotation)
+    return _pydantic(parser, annotation)
+
+
+def _untyped(parse: Callable[[bytes], Any]) -> Decode:
+    def decode(value: bytes | None) -> Any:
+        if value is None:
+            return None
+        try:
+            return parse(value)
+        except ParserError:
+            return {"message": value}
+
+    return decode
+
+
+def _pydantic(parser: Any, annotation: Any) -> Decode:
+    from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        raise ConfigurationError(
+            f"no payload can be validated against {annotation!r}: {str(error).splitlines()[0]};"
+            " use a dataclass, TypedDict, pydantic model or msgspec Struct, or Any"
+        ) from error
+    from_python, from_json = adapter.validate_python, adapter.validate_json
+    json = parser is Json
+    parse = parser.parse
+
+    def decode(value: bytes | None) -> Any:
+        try:
+            if value is None:
+                return from_python(None)
+            if json:
+                return from_json(value)  # one pass in Rust instead of parse and validate
+            return from_python(parse(value))
+        except ValidationError as error:
+            raise PayloadError(_in_one_line(annotation, error)) from error
+
+    return decode
+
+
+def _in_one_line(annotation: Any, error: Any) -> str:
+    mistakes = "; ".join(
+        f"{'.'.join(str(part) for part in item['loc']) or 'payload'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False, include_context=False)[:5]
+    )
+    return f"not a {getattr(annotation, '__name__', annotation)}: {mistakes}"
+
+
+def _has_struct(annotation: Any) -> bool:
+    if hasattr(get_origin(annotation) or annotation, "__struct_fields__"):
+        return True
+    return any(_has_struct(part) for part in get_args(annotation))
+
+
+def _struct(parser: Any, annotation: Any) -> Decode:
+    import msgspec
+
+    read = msgspec.json.Decoder(annotation).decode
+    json = parser is Json
+    parse = parser.parse
+
+    def decode(value: bytes | None) -> Any:
+        try:
+            if json and value is not None:
+                return read(value)
+            return msgspec.convert(None if value is None else parse(value), annotation)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise PayloadError(f"not a {getattr(annotation, '__name__', annotation)}: {error}") from error
+
+    return decode

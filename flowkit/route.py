@@ -1,0 +1,150 @@
+"""A route: one topic, the handler that is called for its messages, and what that handler may send."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+from .errors import ConfigurationError
+from .retry import Retry
+
+Handler = Callable[..., Any]
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")  # Kafka's own rule: org.apache.kafka.common.internals.Topic
+
+
+def name_mistake(noun: str, name: object) -> str | None:
+    """What is wrong with a topic's or a group's name, or None."""
+    if not isinstance(name, str):
+        return f"the name of a {noun} is a text, not {type(name).__name__}"
+    if not NAME.fullmatch(name):
+        return f"{name!r} cannot be the name of a {noun}: use 1 to 249 of the characters A-Z a-z 0-9 . _ -"
+    if name in (".", ".."):
+        return f"{name!r} cannot be the name of a {noun}: Kafka refuses it"
+    return None
+
+
+def check_name(noun: str, name: str) -> str:
+    """``name`` itself, if Kafka takes it; raises ``ConfigurationError`` if not."""
+    if mistake := name_mistake(noun, name):
+        raise ConfigurationError(mistake)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One topic that a handler or responder may send to."""
+
+    topic: str
+    required: bool = True
+    multiple_usage: bool = False
+
+    @property
+    def when(self) -> str:
+        return "always" if self.required else "sometimes"
+
+    @property
+    def how_many(self) -> str:
+        return "one or more" if self.multiple_usage else "exactly one"
+
+
+@dataclass(slots=True)
+class Route:
+    """How the messages of one topic are handled. None means: as the application's settings say."""
+
+    topic: str
+    handler: Handler
+    group: str | None = None
+    queue: str | None = None
+    worker: Any = None
+    parser: Any = None
+    interchanger: Any = None
+    responder: Handler | None = None
+    inline: bool | None = None
+    retry: Retry | int | None = None
+    dead_letter: str | None = None
+    job_size: int | None = None
+    job_timeout: float | None = None
+    declarations: dict[str, Declaration] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return getattr(self.handler, "__qualname__", repr(self.handler))
+
+    @property
+    def where(self) -> str:
+        """The handler as a person finds it: name, file and line."""
+        code = getattr(inspect.unwrap(self.handler), "__code__", None)
+        place = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+        return f"{self.name}{place}"
+
+
+class TopicOptions(TypedDict, total=False):
+    """The options of ``app.topic``.
+
+    - ``group``: consumer group; ``<app>_<topic>`` if not given. Topics of the same group share one consumer.
+    - ``inline``: True runs the handler in the consumer, False queues to RQ; the application's setting if not given.
+    - ``queue``: RQ queue of the jobs; ``default`` if not given.
+    - ``worker``: object with ``perform_async(topic, params)`` that takes the messages instead of RQ.
+    - ``parser``: object with ``parse`` and ``generate``; JSON if not given.
+    - ``interchanger``: object with ``load`` and ``parse``, which carries values through the queue.
+    - ``responder``: function, decorated with ``responds_to``, that is called with what the handler returns.
+    - ``retry``: ``Retry(...)`` or a number of attempts.
+    - ``dead_letter``: topic for messages that failed every attempt.
+    - ``job_size``: most messages in one RQ job. ``job_timeout``: seconds one message may take in a worker.
+    """
+
+    group: str
+    inline: bool
+    queue: str
+    worker: Any
+    parser: Any
+    interchanger: Any
+    responder: Handler
+    retry: Retry | int
+    dead_letter: str
+    job_size: int
+    job_timeout: float
+
+
+OPTIONS = frozenset(TopicOptions.__annotations__)
+
+
+def check_options(topic: str, options: dict[str, Any]) -> None:
+    """Raises ``ConfigurationError`` for the first option of a route that cannot be."""
+    retry = options.get("retry")
+    if retry is not None and not isinstance(retry, Retry):
+        if isinstance(retry, bool) or not isinstance(retry, int) or retry < 1:
+            raise ConfigurationError(f"topic {topic!r}: retry is a Retry(...) or a number of attempts, not {retry!r}")
+        options["retry"] = Retry(attempts=retry)
+    for name in ("group", "dead_letter"):
+        if options.get(name) is not None:
+            check_name("group" if name == "group" else "topic", options[name])
+    queue = options.get("queue")
+    if queue is not None and (not isinstance(queue, str) or not queue.strip()):
+        raise ConfigurationError(f"topic {topic!r}: queue is the name of an RQ queue, not {queue!r}")
+    for name, wanted in (("parser", ("parse", "generate")), ("interchanger", ("load", "parse"))):
+        _check_functions(topic, name, options.get(name), wanted)
+    _check_functions(topic, "worker", options.get("worker"), ("perform_async",))
+    if options.get("responder") is not None and not callable(options["responder"]):
+        raise ConfigurationError(f"topic {topic!r}: responder is a function, not {options['responder']!r}")
+    for name, least in (("job_size", 1), ("job_timeout", 0.001)):
+        value = options.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < least):
+            raise ConfigurationError(f"topic {topic!r}: {name} is a number above 0, not {value!r}")
+    if options.get("inline") not in (None, True, False):
+        raise ConfigurationError(f"topic {topic!r}: inline is True or False, not {options['inline']!r}")
+    if options.get("inline") and (options.get("queue") or options.get("worker")):
+        raise ConfigurationError(f"topic {topic!r}: inline=True runs in the consumer; remove queue= and worker=")
+
+
+def _check_functions(topic: str, name: str, value: Any, wanted: tuple[str, ...]) -> None:
+    missing = [function for function in wanted if not callable(getattr(value, function, None))]
+    if value is not None and missing:
+        raise ConfigurationError(
+            f"topic {topic!r}: {name}={value!r} needs the function(s) {', '.join(missing)};"
+            f" a {name} has {' and '.join(wanted)}"
+        )

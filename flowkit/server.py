@@ -1,0 +1,181 @@
+"""Running an application: one thread a group, signals, and an end that is clean or says that it is not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from .clients import MakeConsumer
+from .consumer import Consumer
+from .dispatch import Handling
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .app import Flowkit
+    from .upkeep import Upkeep
+
+logger = logging.getLogger(__name__)
+
+
+class Server:
+    """The consumers of one application in one process."""
+
+    def __init__(self, app: Flowkit, make_client: MakeConsumer | None = None) -> None:
+        self.app = app
+        self._make_client = make_client
+        self._consumers: list[Consumer] = []
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self._failed = False
+        self._told: set[str] = set()
+
+    def run(self) -> int:
+        """Consumes until SIGTERM or SIGINT; a second signal ends the process at once. Gives the exit code.
+
+        0 only if every message in hand was finished and its offset committed; 1 if a group died, or if the end took
+        longer than ``shutdown_timeout``. Raises ``SettingsError`` and ``ConfigurationError`` before anything is consumed.
+        """
+        app = self.app
+        app.start()
+        self._consumers = self._make_consumers()
+        if not self._consumers:
+            raise ConfigurationError(f"{app!r} has no topics; register a handler with @app.topic(...)")
+        upkeep = self._make_upkeep()
+        self._install_signals()
+        groups = ", ".join(consumer.group for consumer in self._consumers)
+        app.monitor.notice("started", application=app.settings.name, groups=groups, pid=os.getpid())
+        for consumer in self._consumers:
+            thread = threading.Thread(
+                target=self._consume, args=(consumer,), name=f"flowkit-{consumer.group}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        while not self._stopping.wait(0.5):
+            self._watch()
+        clean = self._join()
+        if upkeep is not None:
+            upkeep.stop()
+            upkeep.join(2.0)
+        if clean:
+            app.stop()
+        app.monitor.notice("stopped", application=app.settings.name, clean=clean and not self._failed)
+        return 0 if clean and not self._failed else 1
+
+    def stop(self) -> None:
+        """Asks every consumer to end after the message in hand. Safe to call from a signal handler."""
+        for consumer in self._consumers:
+            consumer.stop()
+        self._stopping.set()
+
+    def _make_consumers(self) -> list[Consumer]:
+        app = self.app
+        groups: dict[str, dict[str, Handling]] = defaultdict(dict)
+        for topic, handling in app.handlings.items():
+            groups[handling.group][topic] = handling
+        job_queue = None
+        if any(not handling.inline for handling in app.handlings.values()) and app.settings.redis:
+            from .jobs import JobQueue
+
+            job_queue = JobQueue(app.settings.redis, app.reference)
+        make_client = self._make_client
+        if make_client is None:
+            from .clients.kafka_python import Consumer as KafkaConsumer
+
+            make_client = KafkaConsumer
+        return [
+            Consumer(group, handlings, app.settings, app.monitor, app.producer, make_client, job_queue)
+            for group, handlings in groups.items()
+        ]
+
+    def _make_upkeep(self) -> Upkeep | None:
+        redis = self.app.settings.redis
+        if not redis or all(consumer.job_queue is None for consumer in self._consumers):
+            return None
+        from .upkeep import Upkeep
+
+        upkeep = Upkeep(redis)
+        upkeep.start()
+        return upkeep
+
+    def _consume(self, consumer: Consumer) -> None:
+        try:
+            consumer.run()
+        except ConfigurationError as error:
+            logger.error("group %s stops: %s", consumer.group, error)
+            self._failed = True
+        except BaseException:
+            logger.exception("group %s stops: its loop failed", consumer.group)
+            self._failed = True
+        finally:
+            if not consumer.stopping:
+                self._failed = True
+            self._stopping.set()  # one group alone must not go on as if nothing had happened
+
+    def _install_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        name = signal.Signals(number).name
+        if self._stopping.is_set():
+            os.write(2, f"flowkit: {name} again, ending at once; unfinished messages come again\n".encode())
+            os._exit(1)
+        os.write(2, f"flowkit: {name}, finishing the messages in hand\n".encode())
+        self.stop()
+
+    def _watch(self) -> None:
+        """Says where a loop is stuck, once each time, before the group counts it out."""
+        for consumer, thread in zip(self._consumers, self._threads, strict=True):
+            limit = self.app.settings.kafka.max_poll_interval
+            idle = time.monotonic() - consumer.turned_at
+            if idle < limit:
+                self._told.discard(consumer.group)
+            elif consumer.group not in self._told:
+                self._told.add(consumer.group)
+                logger.error(
+                    "group %s has not polled for %.0f s, longer than kafka.max_poll_interval (%g s): the broker gives its"
+                    " partitions to others, and its messages come again. Raise kafka.max_poll_interval, or let RQ do"
+                    " the work (inline=False). It is at:\n%s",
+                    consumer.group,
+                    idle,
+                    limit,
+                    _stack(thread),
+                )
+
+    def _join(self) -> bool:
+        """Waits for every loop to end, for ``shutdown_timeout`` seconds in all."""
+        for consumer in self._consumers:
+            consumer.stop()
+        deadline = time.monotonic() + self.app.settings.shutdown_timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        stuck = [thread for thread in self._threads if thread.is_alive()]
+        for thread in stuck:
+            logger.error(
+                "%s did not end within shutdown_timeout (%g s); its message comes again. It is at:\n%s",
+                thread.name,
+                self.app.settings.shutdown_timeout,
+                _stack(thread),
+            )
+        return not stuck
+
+
+def _stack(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "".join(traceback.format_stack(frame)[-8:]) if frame else "(ended)"
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Plain log lines on stderr, unless the application has set up logging itself."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("kafka").setLevel(logging.ERROR)  # flowkit says itself what its clients run into

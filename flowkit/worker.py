@@ -1,0 +1,147 @@
+"""``flowkit worker``: RQ's worker with the application imported once, one queue a process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rq import Queue, SimpleWorker
+from rq.job import Job
+
+from .jobs import Envelope, connect, redis_errors
+from .retry import Retry
+
+if TYPE_CHECKING:
+    from .app import Flowkit
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = 10.0
+"""Seconds between the heartbeats of a running job."""
+
+LIFE = 45
+"""Seconds after its last heartbeat until a job counts as its dead worker's, and goes back to its queue."""
+
+
+class Worker(SimpleWorker):
+    """RQ's worker without a fork for each job: handlers, connections and producers live from job to job.
+
+    RQ's own SimpleWorker does not beat its heart during a job, so the job of a killed one comes back only after its whole
+    time-out. This one does, from a thread, so it comes back within a minute.
+    """
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
+        return LIFE
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        execution = self.prepare_execution(job)
+        with self._beating(job, execution):
+            self.perform_job(job, queue, execution)
+        self.set_state("idle")
+
+    @contextlib.contextmanager
+    def _beating(self, job: Job, execution: Any) -> Iterator[None]:
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT):
+                try:
+                    self.maintain_heartbeats(job, execution)
+                except Exception as error:
+                    logger.warning("a heartbeat of job %s failed: %r", job.id, error)
+
+        thread = threading.Thread(target=beat, name="flowkit-heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def run_worker(app: Flowkit, queue: str, *, burst: bool = False) -> int:
+    """Works on one queue in this process until SIGTERM or SIGINT (or, with ``burst``, until it is empty)."""
+    app.start()
+    assert app.settings.redis is not None
+    connection = connect(app.settings.redis)
+    with redis_errors():
+        connection.ping()
+        worker = Worker(
+            [Queue(queue, connection=connection, serializer=Envelope)],
+            connection=connection,
+            serializer=Envelope,
+            log_job_description=False,
+        )
+        worker.work(burst=burst, logging_level="WARNING")
+    app.stop()
+    # RQ's loop ends without a word when Redis goes away, as it ends on request; only the latter is clean
+    return 0 if burst or worker._stop_requested or worker._shutdown_requested_date else 1
+
+
+class Workers:
+    """One process a queue, forked from this one, in which the application is imported already; restarted if they die."""
+
+    def __init__(self, app: Flowkit, queues: list[str], *, burst: bool = False) -> None:
+        self.app = app
+        self.queues = queues
+        self.burst = burst
+        self._pids: dict[int, str] = {}
+        self._deaths: dict[str, int] = {}
+        self._stopping = False
+        self._code = 0
+
+    def run(self) -> int:
+        """Works until SIGTERM or SIGINT, which goes on to every process. Gives the exit code: 0 if all ended clean."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        for queue in self.queues:
+            self._fork(queue)
+        while self._pids:
+            pid, status = os.wait()
+            queue = self._pids.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            if code == 0 and (self._stopping or self.burst):
+                continue
+            if self._stopping or self.burst:
+                self._code = 1
+                continue
+            self._deaths[queue] = self._deaths.get(queue, 0) + 1
+            delay = Retry(first=0.5, cap=15.0).delay(self._deaths[queue])
+            logger.error("the worker of queue %s ended with %d; a new one starts in %.1f s", queue, code, delay)
+            deadline = time.monotonic() + delay
+            while time.monotonic() < deadline and not self._stopping:
+                time.sleep(0.05)
+            if not self._stopping:
+                self._fork(queue)
+        return self._code
+
+    def _fork(self, queue: str) -> None:
+        pid = os.fork()
+        if pid:
+            self._pids[pid] = queue
+            return
+        code = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            code = run_worker(self.app, queue, burst=self.burst)
+        except Exception as error:
+            logger.error("the worker of queue %s failed: %s", queue, error)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._stopping = True
+        for pid in list(self._pids):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
