@@ -97,7 +97,9 @@ def run(app: App = None, log_level: LogLevel = "info") -> None:
 @cli.command()
 def worker(
     app: App = None,
-    queues: Annotated[str | None, typer.Option(help="Queues, with commas; those of the routes if not given.")] = None,
+    queues: Annotated[
+        str | None, typer.Option(help="Queues, with commas; if not given, those of the routes and of hooks.")
+    ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -105,28 +107,20 @@ def worker(
 
     Example: flowkit worker shop:app --queues default,express
     """
-    from .worker import Workers, run_worker
+    from .worker import Workers, route_queues
 
     _log(log_level)
     application = load(app)
     application.settings_for_queues()
-    names = [name.strip() for name in queues.split(",") if name.strip()] if queues else queue_names(application)
-    if not names:
+    names = [name.strip() for name in queues.split(",") if name.strip()] if queues else None
+    if not (names or route_queues(application)):
         raise ConfigurationError(
             f"{application.reference} queues nothing: all its routes are inline; `flowkit run` does all the work"
         )
-    print(f"flowkit: working on {', '.join(names)}", file=sys.stderr)
-    if len(names) == 1:
-        code = run_worker(application, names[0], burst=burst)
-    else:
-        code = Workers(application, names, burst=burst).run()
+    print(f"flowkit: working on {', '.join(names or route_queues(application))}", file=sys.stderr)
+    code = Workers(application, names, burst=burst).run()
     if code:
         raise typer.Exit(code)
-
-
-def queue_names(app: Flowkit) -> list[str]:
-    """The queues that the routes name."""
-    return sorted({h.queue for h in app.handlings.values() if not h.inline and h.worker is None})
 
 
 @cli.command()
@@ -245,6 +239,8 @@ def info(app: App = None, as_json: AsJson = False) -> None:
 
     Example: flowkit info shop:app
     """
+    from .worker import route_queues
+
     application = load(app)
     packages = ("flowkit-kafka", "kafka-python", "rq", "redis", "typer", "orjson")
     found = {
@@ -252,7 +248,7 @@ def info(app: App = None, as_json: AsJson = False) -> None:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "settings": dict(application.settings.rows()),
         "groups": sorted({handling.group for handling in application.handlings.values()}),
-        "queues": queue_names(application),
+        "queues": route_queues(application),
         "kafka": _kafka_state(application),
         "redis": _redis_state(application),
     }

@@ -267,7 +267,7 @@ class Consumer:
             error,
             message=f"{place(record)} failed in {handling.route.name}, attempt {attempt}, {then}:"
             f" {type(error).__name__}: {error}",
-            traceback=attempt == 1,
+            traceback=attempt == 1 and not isinstance(error, FlowkitError),
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
@@ -471,7 +471,8 @@ class Consumer:
 
     def revoked(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         offsets = self._uncommitted(partitions)
-        self.monitor.notice("revoked", group=self.group, partitions=_short(partitions))
+        if partitions:
+            self.monitor.notice("revoked", group=self.group, partitions=_short(partitions))
         for partition in partitions:
             self.tracks.pop(partition, None)
         self._new = [partition for partition in self._new if partition not in partitions]

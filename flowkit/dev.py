@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .app import Flowkit
 
 Say = Callable[[str, str], None]
+# The embedded broker lets a new group wait for half its session time-out before it may start.
+QUICK_GROUPS = {"FLOWKIT_KAFKA_SESSION_TIMEOUT": "3", "FLOWKIT_KAFKA_HEARTBEAT_INTERVAL": "0.5"}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -112,7 +114,7 @@ class DevStack:
 
     def _start_child(self, command: str) -> None:
         arguments = [command, self.app.reference]
-        self.children.append(Child(command, arguments, self.environment, self.say))
+        self.children.append(Child(command, arguments, {**QUICK_GROUPS, **self.environment}, self.say))
 
     def topics(self) -> list[str]:
         """Every topic the application reads or writes."""

@@ -22,7 +22,7 @@ from rq.exceptions import ShutDownImminentException
 from rq.job import Job
 
 from .dispatch import Abort, Entry, Handling
-from .errors import QueueError, RedisUnavailable
+from .errors import FlowkitError, QueueError, RedisUnavailable
 from .message import Partition, Record, place
 from .producer import Producer
 
@@ -63,8 +63,16 @@ def connect(settings: str | Mapping[str, Any]) -> redis.Redis:
     return redis.Redis.from_url(url, **options) if url else redis.Redis(**options)
 
 
-QUEUES = "flowkit:queues"
-"""The keys of the queues that flowkit has put jobs into, so that they are looked after."""
+def queues_key(application: str) -> str:
+    """The Redis set of the queues that an application has put jobs into, so that they are worked on and looked after."""
+    return f"flowkit:queues:{application}"
+
+
+def known_queues(connection: redis.Redis, application: str) -> set[str]:
+    """The names of the queues that an application has put jobs into."""
+    with redis_errors():
+        keys: Any = connection.smembers(queues_key(application))
+    return {key.decode().removeprefix(Queue.redis_queue_namespace_prefix) for key in keys}
 
 
 class Pack(NamedTuple):
@@ -117,8 +125,9 @@ class MarksMoved(Exception):
 class JobQueue:
     """The consumer's side of the queue, for one application."""
 
-    def __init__(self, redis_settings: str | Mapping[str, Any], reference: str) -> None:
+    def __init__(self, redis_settings: str | Mapping[str, Any], application: str, reference: str) -> None:
         self.redis = connect(redis_settings)
+        self.application = application
         self.reference = reference
         self._script = self.redis.register_script(ENQUEUE)
 
@@ -162,7 +171,9 @@ class JobQueue:
                     job = self._job(queue, pack.handling, pack.entries[start : start + job_size(pack.handling)])
                     arguments += _job_arguments(queue, job)
                     count += 1
-            if not self._script(keys=[_key(group), Queue.redis_queues_keys, QUEUES], args=arguments):
+            if not self._script(
+                keys=[_key(group), Queue.redis_queues_keys, queues_key(self.application)], args=arguments
+            ):
                 raise MarksMoved
         return count
 
@@ -268,7 +279,7 @@ def perform(data: str) -> None:
         attempt += retries - current.retries_left
     failures = run_entries(handling, app.producer, entries, attempt)
     app.monitor.notice("performed", topic=topic, count=len(entries), failed=len(failures))
-    rest = settle_failures(app, handling, failures, attempt)
+    rest = settle_failures(app, handling, failures, attempt, alone)
     if not rest:
         return
     if alone:
@@ -315,7 +326,9 @@ def run_entries(handling: Handling, producer: Producer, entries: Iterable[Entry]
     return failures
 
 
-def settle_failures(app: Flowkit, handling: Handling, failures: Sequence[Failure], attempt: int) -> list[Failure]:
+def settle_failures(
+    app: Flowkit, handling: Handling, failures: Sequence[Failure], attempt: int, alone: bool
+) -> list[Failure]:
     """Tells the hooks of each failure, sends the dead letters that are due, and gives those to be tried again."""
     rest = []
     for failure in failures:
@@ -326,7 +339,7 @@ def settle_failures(app: Flowkit, handling: Handling, failures: Sequence[Failure
             failure.error,
             message=f"{where} failed, attempt {attempt} of {handling.retry.attempts}: "
             f"{type(failure.error).__name__}: {failure.error}",
-            traceback=True,
+            traceback=not alone and not isinstance(failure.error, FlowkitError),  # RQ logs that of a job that fails
             topic=handling.topic,
         )
         if failure.record is not None:

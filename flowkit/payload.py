@@ -75,7 +75,7 @@ def _in_one_line(annotation: Any, error: Any) -> str:
         f"{'.'.join(str(part) for part in item['loc']) or 'payload'}: {item['msg']}"
         for item in error.errors(include_url=False, include_input=False, include_context=False)[:5]
     )
-    return f"not a {getattr(annotation, '__name__', annotation)}: {mistakes}"
+    return f"does not fit {getattr(annotation, '__name__', annotation)}: {mistakes}"
 
 
 def _has_struct(annotation: Any) -> bool:
@@ -97,6 +97,6 @@ def _struct(parser: Any, annotation: Any) -> Decode:
                 return read(value)
             return msgspec.convert(None if value is None else parse(value), annotation)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise PayloadError(f"not a {getattr(annotation, '__name__', annotation)}: {error}") from error
+            raise PayloadError(f"does not fit {getattr(annotation, '__name__', annotation)}: {error}") from error
 
     return decode

@@ -84,7 +84,7 @@ class Server:
         if any(not handling.inline for handling in app.handlings.values()) and app.settings.redis:
             from .jobs import JobQueue
 
-            job_queue = JobQueue(app.settings.redis, app.reference)
+            job_queue = JobQueue(app.settings.redis, app.settings.name, app.reference)
         make_client = self._make_client
         if make_client is None:
             from .clients.kafka_python import Consumer as KafkaConsumer
@@ -101,7 +101,7 @@ class Server:
             return None
         from .upkeep import Upkeep
 
-        upkeep = Upkeep(redis)
+        upkeep = Upkeep(redis, self.app.settings.name)
         upkeep.start()
         return upkeep
 

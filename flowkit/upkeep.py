@@ -14,7 +14,7 @@ from rq import Queue, Worker
 from rq.scheduler import RQScheduler
 
 from .errors import RedisUnavailable
-from .jobs import QUEUES, Envelope, connect, redis_errors
+from .jobs import Envelope, connect, known_queues, redis_errors
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +28,10 @@ CLEAN_EVERY = 15.0
 class Upkeep(threading.Thread):
     """One thread that looks after flowkit's queues. Where several processes run one, RQ's lock per queue picks who works."""
 
-    def __init__(self, redis_settings: str | Mapping[str, Any]) -> None:
+    def __init__(self, redis_settings: str | Mapping[str, Any], application: str) -> None:
         super().__init__(name="flowkit-upkeep", daemon=True)
         self.redis = connect(redis_settings)
+        self.application = application
         self._ended = threading.Event()
         self._scheduler: RQScheduler | None = None
         self._queues: list[Queue] = []
@@ -68,8 +69,7 @@ class Upkeep(threading.Thread):
             self._scheduler.enqueue_scheduled_jobs()
 
     def _look_for_queues(self) -> None:
-        keys: Any = self.redis.smembers(QUEUES)
-        names = sorted(key.decode().removeprefix(Queue.redis_queue_namespace_prefix) for key in keys)
+        names = sorted(known_queues(self.redis, self.application))
         if names != [queue.name for queue in self._queues]:
             self._queues = [Queue(name, connection=self.redis, serializer=Envelope) for name in names]
             if self._scheduler is not None:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import redis
 from rq import Queue, SimpleWorker
 from rq.job import Job
 
-from .jobs import Envelope, connect, redis_errors
+from .errors import RedisUnavailable
+from .jobs import Envelope, connect, known_queues, redis_errors
 from .retry import Retry
 
 if TYPE_CHECKING:
@@ -26,6 +28,12 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT = 10.0
 """Seconds between the heartbeats of a running job."""
+
+LOOK_EVERY = 1.0
+"""Seconds between looks for queues that hooks have sent messages to."""
+
+RESTART = Retry(first=0.5, cap=15.0)
+"""Waits before a worker that died is started again."""
 
 LIFE = 45
 """Seconds after its last heartbeat until a job counts as its dead worker's, and goes back to its queue."""
@@ -67,6 +75,11 @@ class Worker(SimpleWorker):
             thread.join()
 
 
+def route_queues(app: Flowkit) -> list[str]:
+    """The queues that the routes name."""
+    return sorted({h.queue for h in app.handlings.values() if not h.inline and h.worker is None})
+
+
 def run_worker(app: Flowkit, queue: str, *, burst: bool = False) -> int:
     """Works on one queue in this process until SIGTERM or SIGINT (or, with ``burst``, until it is empty)."""
     app.start()
@@ -87,14 +100,19 @@ def run_worker(app: Flowkit, queue: str, *, burst: bool = False) -> int:
 
 
 class Workers:
-    """One process a queue, forked from this one, in which the application is imported already; restarted if they die."""
+    """One process a queue, forked from this one, in which the application is imported already; restarted if they die.
 
-    def __init__(self, app: Flowkit, queues: list[str], *, burst: bool = False) -> None:
+    Without ``queues``: those of the routes, and every other one as soon as a hook has sent a message there.
+    """
+
+    def __init__(self, app: Flowkit, queues: list[str] | None, *, burst: bool = False) -> None:
         self.app = app
-        self.queues = queues
+        self.fixed = queues
         self.burst = burst
         self._pids: dict[int, str] = {}
         self._deaths: dict[str, int] = {}
+        self._start_at: dict[str, float] = {}
+        self._ended: list[str] = []
         self._stopping = False
         self._code = 0
 
@@ -102,26 +120,53 @@ class Workers:
         """Works until SIGTERM or SIGINT, which goes on to every process. Gives the exit code: 0 if all ended clean."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        for queue in self.queues:
-            self._fork(queue)
-        while self._pids:
-            pid, status = os.wait()
+        settings = self.app.settings_for_queues()
+        assert settings.redis is not None
+        connection = connect(settings.redis)
+        with redis_errors():
+            connection.ping()
+        for queue in self.fixed or route_queues(self.app):
+            self._start_at[queue] = 0.0
+        look_at = 0.0
+        while self._pids or self._start_at:
+            now = time.monotonic()
+            if self.fixed is None and not self._stopping and now >= look_at:
+                look_at = now + LOOK_EVERY
+                self._look_for_queues(connection)
+            for queue in [queue for queue, due in self._start_at.items() if due <= now]:
+                del self._start_at[queue]
+                self._fork(queue)
+            self._reap()
+            if self._stopping:
+                self._start_at.clear()
+            time.sleep(0.05)
+        return self._code
+
+    def _look_for_queues(self, connection: redis.Redis) -> None:
+        try:
+            found = known_queues(connection, self.app.settings.name)
+        except RedisUnavailable as error:
+            logger.warning("new queues are not seen: %s", error)
+            return
+        for queue in found - set(self._pids.values()) - set(self._start_at) - set(self._ended):
+            logger.info("working on queue %s too", queue)
+            self._start_at[queue] = 0.0
+
+    def _reap(self) -> None:
+        for pid in list(self._pids):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended:
+                continue
             queue = self._pids.pop(pid)
             code = os.waitstatus_to_exitcode(status)
-            if code == 0 and (self._stopping or self.burst):
-                continue
             if self._stopping or self.burst:
-                self._code = 1
+                self._code = self._code or int(code != 0)
+                self._ended.append(queue)
                 continue
             self._deaths[queue] = self._deaths.get(queue, 0) + 1
-            delay = Retry(first=0.5, cap=15.0).delay(self._deaths[queue])
+            delay = RESTART.delay(self._deaths[queue])
             logger.error("the worker of queue %s ended with %d; a new one starts in %.1f s", queue, code, delay)
-            deadline = time.monotonic() + delay
-            while time.monotonic() < deadline and not self._stopping:
-                time.sleep(0.05)
-            if not self._stopping:
-                self._fork(queue)
-        return self._code
+            self._start_at[queue] = time.monotonic() + delay
 
     def _fork(self, queue: str) -> None:
         pid = os.fork()
