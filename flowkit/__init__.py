@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from .app import Flowkit
-from .errors import (
-    AlreadyStarted,
-    AppNotFound,
-    BrokerUnavailable,
-    ConfigurationError,
-    DeliveryError,
-    DevStackError,
-    FlowkitError,
-    ParserError,
-    PayloadError,
-    QueueError,
-    RedisUnavailable,
-    ResponseError,
-    ResponseMissing,
-    ResponseRepeated,
-    ResponseUnregistered,
-    RouteNotFound,
-    SettingsError,
-)
-from .message import Headers, Message
-from .monitor import Monitor
-from .retry import Retry
-from .settings import Settings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .app import Flowkit
+    from .errors import (
+        AlreadyStarted,
+        AppNotFound,
+        BrokerUnavailable,
+        ConfigurationError,
+        DeliveryError,
+        DevStackError,
+        FlowkitError,
+        ParserError,
+        PayloadError,
+        QueueError,
+        RedisUnavailable,
+        ResponseError,
+        ResponseMissing,
+        ResponseRepeated,
+        ResponseUnregistered,
+        RouteNotFound,
+        SettingsError,
+    )
+    from .message import Headers, Message
+    from .monitor import Monitor
+    from .retry import Retry
+    from .settings import Settings
 
 __version__ = "0.1.0"
 
@@ -54,3 +57,27 @@ __all__ = [
     "Settings",
     "SettingsError",
 ]
+
+_MODULES = {
+    "Flowkit": "app",
+    "Headers": "message",
+    "Message": "message",
+    "Monitor": "monitor",
+    "Retry": "retry",
+    "Settings": "settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for (PEP 562): pytest loads our plugin, and so this, in every run."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = getattr(import_module(f".{_MODULES.get(name, 'errors')}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

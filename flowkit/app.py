@@ -7,14 +7,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 
-from .dispatch import Abort, Handling, entry_of
+from .dispatch import Abort, Handling, close_loop, entry_of, finish
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
 from .monitor import Monitor
 from .parsers import Json
 from .responses import Declarations, current, respond_with
-from .route import OPTIONS, Declaration, Handler, Route, TopicOptions, check_name, check_options
+from .route import OPTIONS, Declaration, Handler, Route, TopicOptions, check_name, check_options, name_mistake
 from .settings import Settings, logger_of, unknown_name
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Flowkit:
         The function takes the payload and, where a parameter is annotated ``Message``, the message. For the options see
         ``TopicOptions``. Raises ``ConfigurationError`` for a name, an option or a second handler that cannot be.
         """
+        _check_topic(name, dict(options))  # here, because a decorator without parentheses would never be called
 
         def decorator(function: F) -> F:
             self.add_topic(name, function, **options)
@@ -71,14 +73,10 @@ class Flowkit:
     def add_topic(self, name: str, handler: Handler, **options: Unpack[TopicOptions]) -> None:
         """What ``topic`` does, without the decorator."""
         self._check_open(f"topic {name!r}")
-        check_name("topic", name)
+        given: dict[str, Any] = dict(options)
+        _check_topic(name, given)
         if not callable(handler):
             raise ConfigurationError(f"topic {name!r}: a handler is a function, not {handler!r}")
-        given: dict[str, Any] = dict(options)
-        for option in given:
-            if option not in OPTIONS:
-                raise ConfigurationError(unknown_name(f"topic {name!r}: {option}", option, OPTIONS, "option"))
-        check_options(name, given)
         route = Route(name, handler, **given)
         if name in self._routes:
             raise ConfigurationError(
@@ -93,6 +91,7 @@ class Flowkit:
         ``required``: every successful call sends there. ``multiple_usage``: a call may send there more than once. Both are
         checked at the end of each call, before anything is sent.
         """
+        _check_decorator("responds_to", topic)
 
         def decorator(function: F) -> F:
             self.add_response(function, topic, required=required, multiple_usage=multiple_usage)
@@ -106,6 +105,8 @@ class Flowkit:
         """What ``responds_to`` does, without the decorator."""
         self._check_open(f"response to {topic!r}")
         check_name("topic", topic)
+        if not callable(handler):
+            raise ConfigurationError(f"response to {topic!r}: a handler is a function, not {handler!r}")
         declared = self._declarations.setdefault(handler, {})
         if topic in declared:
             raise ConfigurationError(
@@ -143,6 +144,7 @@ class Flowkit:
         names = tuple(check_name("topic", topic) for topic in topics)
 
         def decorator(function: F) -> F:
+            self._check_open("a hook")
             hooks.append((names, function))
             return function
 
@@ -264,11 +266,10 @@ class Flowkit:
             self._producer = Producer(lambda: self.settings, self._make_producer)
         return self._producer
 
-    @staticmethod
-    def _make_producer(settings: Settings) -> ProducerClient:
+    def _make_producer(self, settings: Settings) -> ProducerClient:
         from .clients.kafka_python import Producer
 
-        return Producer(settings)
+        return Producer(settings if settings.kafka.hosts else self.settings_for_kafka())
 
     @property
     def handlings(self) -> Mapping[str, Handling]:
@@ -325,28 +326,36 @@ class Flowkit:
             if self._started_in == os.getpid():
                 return
             if connected:
-                self.settings_for_queues() if self._queues() else self.settings_for_kafka()
+                self._settings = Settings.load(self._given, os.environ, needs_redis=self._queues)
             self.handlings  # noqa: B018
             for function in self._configurators:
                 takes = len(inspect.signature(function).parameters)
-                function(*(self.settings,) * takes)
+                finish(function(*(self.settings,) * takes))
             for function in self._startup:
-                function()
+                finish(function())
             self._started_in = os.getpid()
 
-    def _queues(self) -> bool:
-        return any(not handling.inline and handling.worker is None for handling in self.handlings.values())
+    def _queues(self, settings: Settings) -> bool:
+        return any(
+            route.worker is None and not (settings.inline if route.inline is None else route.inline)
+            for route in self._routes.values()
+        )
 
     def stop(self) -> None:
-        """Runs ``on_shutdown`` and closes the producers, in a process that had started."""
+        """Runs ``on_shutdown`` and closes the producers, in a process that had started.
+
+        Raises what an ``on_shutdown`` hook raised, when the others have run.
+        """
         with self._lock:
             if self._started_in != os.getpid():
                 return
             self._started_in = 0
-            for function in self._shutdown:
-                function()
-            if self._producer is not None:
-                self._producer.close()
+            with ExitStack() as stack:
+                if self._producer is not None:
+                    stack.callback(self._producer.close)
+                stack.callback(close_loop)
+                for function in reversed(self._shutdown):
+                    stack.callback(lambda function: finish(function()), function)
 
     def run(self) -> None:
         """Consumes until SIGTERM or SIGINT, as ``flowkit run`` does. Exits with code 1 if it did not end clean."""
@@ -374,3 +383,17 @@ class Flowkit:
             if failure.record is not None:
                 handling.failed(failure.record, failure.error, attempt, failure.entry[3])
             raise failure.error
+
+
+def _check_topic(name: str, options: dict[str, Any]) -> None:
+    _check_decorator("topic", name)
+    for option in options:
+        if option not in OPTIONS:
+            raise ConfigurationError(unknown_name(f"topic {name!r}: {option}", option, OPTIONS, "option"))
+    check_options(name, options)
+
+
+def _check_decorator(decorator: str, name: object) -> None:
+    if mistake := name_mistake("topic", name):
+        hint = f"; write @app.{decorator}(...) with the name of the topic" if callable(name) else ""
+        raise ConfigurationError(mistake + hint)

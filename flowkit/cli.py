@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
 import platform
 import sys
+import sysconfig
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
-from .errors import ConfigurationError, FlowkitError
+from .errors import ConfigurationError, DeliveryError, FlowkitError
 from .locate import locate
 
 if TYPE_CHECKING:
@@ -24,16 +28,31 @@ if TYPE_CHECKING:
 
 cli = typer.Typer(
     name="flowkit",
-    help="Applications made of Kafka messages. APP is module:attribute, for example app:app, or FLOWKIT_APP.",
+    help="Applications made of Kafka messages.",
+    epilog="""\b
+APP is module:attribute, for example shop:app for the app in shop.py; `shop`
+alone means shop:app. It is looked for in the working directory first. Where
+none is given, the environment variable FLOWKIT_APP names it.
+
+\b
+Examples:
+  flowkit dev shop:app                          try it on this machine
+  flowkit send shop:app orders '{"id": 1}'      give it a message
+  flowkit flow shop:app                         see what leads where
+  flowkit run shop:app                          in production: consume,
+  flowkit worker shop:app                       and work on the queues
+""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-App = Annotated[str | None, typer.Argument(metavar="APP", help="module:attribute; FLOWKIT_APP if not given")]
+App = Annotated[str | None, typer.Argument(metavar="APP", help="module:attribute; FLOWKIT_APP if not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-LogLevel = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")]
+LogLevel = Annotated[
+    str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.", show_default="info")
+]
 
 
 def main() -> NoReturn:
@@ -47,10 +66,14 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if not _frames(error):  # not the application's: a traceback of ours is what a report of it needs
+            raise
+        _fail_theirs("the application failed", error)
     sys.exit(0)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
+def _fail(error: Exception | str, code: int) -> NoReturn:
     print(f"flowkit: {error}", file=sys.stderr)
     sys.exit(code)
 
@@ -59,37 +82,77 @@ def load(reference: str | None) -> Flowkit:
     """The application, or an exit that shows the user's own error as theirs: without a frame of flowkit."""
     try:
         return locate(reference)
-    except FlowkitError:
+    except FlowkitError as error:
+        frames = _frames(error)
+        if frames:  # raised by a line of the user's module, for example a decorator with a wrong option
+            place = f"\n  at {frames[-1].filename}:{frames[-1].lineno}"
+            _fail(f"{error}{place}", 2 if isinstance(error, ConfigurationError) else 1)
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        theirs = [f for f in frames if not f.filename.startswith(("<frozen importlib", os.path.dirname(__file__)))]
-        print(f"flowkit: {reference or os.environ.get('FLOWKIT_APP')} could not be imported:\n", file=sys.stderr)
-        if theirs:
-            print("".join(traceback.format_list(theirs)), end="", file=sys.stderr)
-        print("".join(traceback.format_exception_only(error)), end="", file=sys.stderr)
-        sys.exit(1)
+        _fail_theirs(f"{reference or os.environ.get('FLOWKIT_APP')} could not be imported", error)
 
 
-def _log(level: str) -> None:
-    from .server import log_to_stderr
+def _fail_theirs(what: str, error: Exception) -> NoReturn:
+    """Ends with an error of the user's code as Python would show it, its causes too, but without frames of ours."""
+    told = traceback.TracebackException.from_exception(error)
+    chain: list[traceback.TracebackException | None] = [told]
+    while chain:
+        part = chain.pop()
+        if part is not None:
+            part.stack = traceback.StackSummary.from_list([f for f in part.stack if not _ours(f)])
+            chain += [part.__cause__, part.__context__]
+    text = "".join(told.format())
+    if not told.stack:
+        text = text.removeprefix("Traceback (most recent call last):\n")  # a SyntaxError names its place itself
+    print(f"flowkit: {what}:\n\n{text}", end="", file=sys.stderr)
+    sys.exit(1)
 
+
+OURS = tuple(os.path.dirname(path) + os.sep for path in (__file__, typer.__file__, importlib.__file__))
+INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def _ours(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith(("<frozen ", *OURS))
+
+
+def _frames(error: Exception) -> list[traceback.FrameSummary]:
+    """Where an error passed through the user's own code; nothing where it did not."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _ours(frame)]
+    return [frame for frame in frames if not frame.filename.startswith(INSTALLED)]
+
+
+def _log(level: str) -> int:
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ConfigurationError(f"--log-level is debug, info, warning or error, not {level!r}")
+    return number
+
+
+def _load_and_log(reference: str | None, level: str) -> Flowkit:
+    """The application, and our log lines on stderr unless it has set up logging itself."""
+    from .server import log_to_stderr
+
+    number = _log(level)
+    application = load(reference)
     log_to_stderr(number)
+    return application
 
 
 @cli.command()
 def run(app: App = None, log_level: LogLevel = "info") -> None:
-    """Consume: run the handlers of inline routes, queue the messages of the others.
+    """Consume: run inline handlers, put other messages on their queues.
 
-    Example: flowkit run shop:app
+    Ends on SIGTERM or Ctrl-C after the message in hand; a second one ends it at once.
+
+    \b
+    Examples:
+      flowkit run shop:app
+      FLOWKIT_KAFKA_HOSTS=kafka:9092 flowkit run shop:app
     """
     from .server import Server
 
-    _log(log_level)
-    code = Server(load(app)).run()
+    code = Server(_load_and_log(app, log_level)).run()
     if code:
         raise typer.Exit(code)
 
@@ -98,19 +161,24 @@ def run(app: App = None, log_level: LogLevel = "info") -> None:
 def worker(
     app: App = None,
     queues: Annotated[
-        str | None, typer.Option(help="Queues, with commas; if not given, those of the routes and of hooks.")
+        str | None,
+        typer.Option(metavar="NAMES", help="Queues, with commas; if not given, those of the routes and of hooks."),
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
     log_level: LogLevel = "info",
 ) -> None:
-    """Work on the queues: like `rq worker`, with the application imported once; one process a queue.
+    """Work on the queues: run the handlers of queued messages.
 
-    Example: flowkit worker shop:app --queues default,express
+    Does what `rq worker` does, with the application imported once; one process a queue.
+
+    \b
+    Examples:
+      flowkit worker shop:app
+      flowkit worker shop:app --queues default,express
     """
     from .worker import Workers, route_queues
 
-    _log(log_level)
-    application = load(app)
+    application = _load_and_log(app, log_level)
     application.settings_for_queues()
     names = [name.strip() for name in queues.split(",") if name.strip()] if queues else None
     if not (names or route_queues(application)):
@@ -126,24 +194,36 @@ def worker(
 @cli.command()
 def dev(
     app: App = None,
-    broker_port: Annotated[int | None, typer.Option(help="Port of the broker; 0: any free one.")] = None,
-    redis_port: Annotated[int | None, typer.Option(help="Port of Redis; 0: any free one.")] = None,
-    partitions: Annotated[int, typer.Option(help="Partitions of each topic.", min=1)] = 4,
-    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
+    broker_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port of the broker; 0: any free one.", min=0, max=65535)
+    ] = None,
+    redis_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port of Redis; 0: any free one.", min=0, max=65535)
+    ] = None,
+    partitions: Annotated[int, typer.Option(metavar="COUNT", help="Partitions of each topic.", min=1)] = 4,
+    seconds: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop after so many seconds.")] = None,
 ) -> None:
-    """Start an embedded broker and Redis, the consumer and a worker; Ctrl-C stops them all.
+    """Try it here: start a broker, Redis, the consumer and a worker.
 
-    They listen where the application expects them, if that is on this machine. Example: flowkit dev shop:app
+    Broker and Redis are embedded and keep nothing. They listen where the application expects them, if that is on this
+    machine, else on a free port. Ctrl-C stops them all.
+
+    \b
+    Examples:
+      flowkit dev shop:app
+      flowkit dev shop:app --broker-port 0 --redis-port 0
     """
     from .dev import DevStack, stop_requested
 
     application = load(app)
+    if not application.routes:
+        raise ConfigurationError(f"{application.reference} has no topics; register a handler with @app.topic(...)")
     with stop_requested() as stop:
         stack = DevStack(application, _say, broker_port=broker_port, redis_port=redis_port, partitions=partitions)
         with stack:
-            variables = " ".join(f"{name}={value}" for name, value in stack.environment.items())
-            first = next(iter(application.routes), "TOPIC")
-            _say("dev", f"send it something: {variables} flowkit send {application.reference} {first} '{{...}}'")
+            variables = "".join(f"{name}={value} " for name, value in stack.needed_to_send().items())
+            first = next(iter(application.routes))
+            _say("dev", f"send it something: {variables}flowkit send {application.reference} {first} '{{...}}'")
             ends = time.monotonic() + seconds if seconds else None
             code = stack.wait(lambda: stop.is_set() or (ends is not None and time.monotonic() >= ends))
     if code:
@@ -154,42 +234,71 @@ COLOURS = {"dev": typer.colors.CYAN, "run": typer.colors.GREEN, "worker": typer.
 
 
 def _say(name: str, line: str) -> None:
-    typer.secho(f"{name:>6} | ", fg=COLOURS.get(name), nl=False)
-    typer.echo(line)
+    # in one piece, because several threads do this
+    typer.echo(_style(f"{name:>6} |", fg=COLOURS.get(name)) + f" {line}")
+
+
+def _style(text: str, **style: Any) -> str:
+    """For a terminal; ``typer.echo`` takes it away again where the output goes elsewhere."""
+    return text if os.environ.get("NO_COLOR") else typer.style(text, **style)
 
 
 @cli.command()
 def routes(app: App = None, as_json: AsJson = False) -> None:
-    """Show every route: topic, group, where its handler runs, parser and the rest.
+    """List the routes: topic, handler, where it runs, group, retry.
 
-    Example: flowkit routes shop:app
+    Columns in which every route has the default (parser, interchanger) are left out; --json has everything.
+
+    \b
+    Examples:
+      flowkit routes shop:app
+      flowkit routes shop:app --json
     """
     application = load(app)
-    rows = [
-        {
-            "topic": topic,
-            "group": handling.group,
-            "handler": handling.route.name,
-            "runs": "inline"
-            if handling.inline
-            else f"custom worker {_name(handling.worker)}"
-            if handling.worker
-            else f"queue {handling.queue}",
-            "parser": _name(handling.parser),
-            "interchanger": _name(handling.interchanger),
-            "responder": _name(handling.route.responder) if handling.route.responder else "",
-            "retry": str(handling.retry),
-            "dead letter": handling.dead_letter or "",
-        }
-        for topic, handling in sorted(application.handlings.items())
-    ]
+    handlings = sorted(application.handlings.items())
     if as_json:
-        return _json(rows)
-    for row in rows:
-        typer.secho(row["topic"], bold=True)
-        for name, value in row.items():
-            if name != "topic" and value:
-                typer.echo(f"  {name + ':':<14}{value}")
+        return _json(
+            [
+                {
+                    "topic": topic,
+                    "group": handling.group,
+                    "handler": handling.route.name,
+                    "inline": handling.inline,
+                    "queue": None if handling.inline or handling.worker else handling.queue,
+                    "worker": _name(handling.worker) if handling.worker else None,
+                    "parser": _name(handling.parser),
+                    "interchanger": _name(handling.interchanger),
+                    "responder": _name(handling.route.responder) if handling.route.responder else None,
+                    "attempts": handling.retry.attempts,
+                    "retry": str(handling.retry),
+                    "dead_letter": handling.dead_letter,
+                }
+                for topic, handling in handlings
+            ]
+        )
+    if not handlings:
+        typer.echo(f"{application.reference} has no topics; register a handler with @app.topic(...)")
+    _table(
+        [
+            {
+                "TOPIC": topic,
+                "HANDLER": handling.route.name,
+                "RUNS": "inline"
+                if handling.inline
+                else f"worker {_name(handling.worker)}"
+                if handling.worker
+                else f"queue {handling.queue}",
+                "GROUP": handling.group,
+                "ATTEMPTS": str(handling.retry.attempts),
+                "DEAD LETTER": handling.dead_letter or "",
+                "RESPONDER": _name(handling.route.responder) if handling.route.responder else "",
+                "PARSER": _name(handling.parser),
+                "INTERCHANGER": _name(handling.interchanger),
+            }
+            for topic, handling in handlings
+        ],
+        usual={"PARSER": "Json", "INTERCHANGER": "Plain", "DEAD LETTER": "", "RESPONDER": ""},
+    )
     return None
 
 
@@ -197,11 +306,26 @@ def _name(thing: Any) -> str:
     return getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None) or type(thing).__qualname__
 
 
+def _table(rows: Sequence[Mapping[str, str]], usual: Mapping[str, str]) -> None:
+    """Columns under their names, as wide as they need to be; without those that hold the usual value only."""
+    names = [name for name in rows[0] if any(row[name] != usual.get(name) for row in rows)] if rows else []
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+    if names:
+        typer.echo(_style("  ".join(f"{name:<{widths[name]}}" for name in names).rstrip(), bold=True))
+    for row in rows:
+        typer.echo("  ".join(f"{row[name]:<{widths[name]}}" for name in names).rstrip())
+
+
 @cli.command()
 def flow(app: App = None, as_json: AsJson = False) -> None:
-    """Show what goes in and what comes out of it: topic => topics, always or sometimes, once or more.
+    """Show which topics come in, and what each of them leads to.
 
-    Example: flowkit flow shop:app
+    "always" is a required response; "one or more" may be sent several times a call.
+
+    \b
+    Examples:
+      flowkit flow shop:app
+      flowkit flow shop:app --json
     """
     application = load(app)
     rows = [
@@ -216,6 +340,8 @@ def flow(app: App = None, as_json: AsJson = False) -> None:
     ]
     if as_json:
         return _json(rows)
+    if not rows:
+        typer.echo(f"{application.reference} has no topics; register a handler with @app.topic(...)")
     for line in flow_lines(application):
         typer.echo(line)
     return None
@@ -235,9 +361,14 @@ def flow_lines(app: Flowkit) -> Iterator[str]:
 
 @cli.command()
 def info(app: App = None, as_json: AsJson = False) -> None:
-    """Show versions, settings (secrets masked), groups and queues, and whether Kafka and Redis answer.
+    """Show versions and settings, and whether Kafka and Redis answer.
 
-    Example: flowkit info shop:app
+    Passwords and other secrets are masked.
+
+    \b
+    Examples:
+      flowkit info shop:app
+      flowkit info shop:app --json
     """
     from .worker import route_queues
 
@@ -256,12 +387,12 @@ def info(app: App = None, as_json: AsJson = False) -> None:
         return _json(found)
     for name, value in found.items():
         if isinstance(value, dict):
-            typer.secho(name, bold=True)
+            typer.echo(_style(name, bold=True))
             for key, item in value.items():
                 typer.echo(f"  {key + ':':<34}{item}")
         else:
-            typer.secho(f"{name}: ", bold=True, nl=False)
-            typer.echo(", ".join(value) if isinstance(value, list) else value)
+            text = (", ".join(value) or "none") if isinstance(value, list) else value
+            typer.echo(_style(f"{name}:", bold=True) + f" {text}")
     return None
 
 
@@ -280,7 +411,7 @@ def _kafka_state(app: Flowkit) -> str:
     try:
         return f"answers: {', '.join(brokers(app.settings))}"
     except FlowkitError as error:
-        return f"does not answer: {error}"
+        return str(error)
 
 
 def _redis_state(app: Flowkit) -> str:
@@ -292,71 +423,126 @@ def _redis_state(app: Flowkit) -> str:
         with redis_errors():
             connect(app.settings.redis).ping()
     except FlowkitError as error:
-        return f"does not answer: {error}"
+        return str(error)
     return "answers"
 
 
-@cli.command()
-def send(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(metavar="[APP] TOPIC [VALUE]", help="VALUE is one message; - reads lines from stdin."),
-    ],
-    file: Annotated[Path | None, typer.Option(help="File with one message a line, for example JSON lines.")] = None,
-    key: Annotated[str | None, typer.Option(help="Key of each message.")] = None,
-    key_field: Annotated[str | None, typer.Option(help="Field of each JSON message that is its key.")] = None,
-    header: Annotated[list[str] | None, typer.Option(help="Header as name=value; may be repeated.")] = None,
-    partition: Annotated[int | None, typer.Option(help="Partition, instead of the one the key belongs to.")] = None,
-) -> None:
-    """Send one message, the lines of a file, or the lines of stdin, with the application's settings.
+class _Send(typer.core.TyperCommand):
+    """Says in its usage line what the positions mean, which click cannot know: the first may be left out."""
 
-    Examples: flowkit send shop:app orders '{"id": 1}' --key ann; flowkit send shop:app orders --file orders.jsonl
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        return ["[OPTIONS]", "[APP] TOPIC", "{VALUE | - | --file FILE}"]
+
+
+@cli.command(cls=_Send)
+def send(
+    arguments: Annotated[list[str], typer.Argument(metavar="[APP] TOPIC [VALUE]", hidden=True)],
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with one message a line, for example JSON lines.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="Key of each message.")] = None,
+    key_field: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Field of each JSON message that is its key.")
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Header of each message; may be repeated.")
+    ] = None,
+    partition: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Partition, instead of the one the key belongs to.", min=0),
+    ] = None,
+) -> None:
+    """Send one message, or each line of a file or of stdin (-).
+
+    With the settings of the application, and as they are: nothing is checked or encoded. Returns when the broker has
+    confirmed them all.
+
+    \b
+    Examples:
+      flowkit send shop:app orders '{"id": 1, "user": "ann"}' --key ann
+      flowkit send shop:app orders --file orders.jsonl --key-field user
+      gunzip -c orders.jsonl.gz | flowkit send shop:app orders -
     """
-    reference = arguments.pop(0) if ":" in arguments[0] else None
-    if not 1 <= len(arguments) <= 2 or (len(arguments) == 2) == (file is not None):
-        raise ConfigurationError(
-            "call it as: flowkit send [APP] TOPIC VALUE, or TOPIC - for stdin, or TOPIC --file FILE"
-        )
+    from .dev import topics_of
     from .responses import response
     from .route import check_name
 
+    expected = 2 if file is None else 1
+    reference = arguments.pop(0) if len(arguments) == expected + 1 else None
+    if len(arguments) != expected or (reference is None and ":" in arguments[0]):
+        raise ConfigurationError(
+            "this call of send is not complete or has too much; it is one of:\n"
+            "  flowkit send APP TOPIC VALUE\n"
+            "  flowkit send APP TOPIC -              (one message a line of stdin)\n"
+            "  flowkit send APP TOPIC --file FILE    (one message a line)\n"
+            "and APP may be left out where FLOWKIT_APP is set"
+        )
+    if key is not None and key_field is not None:
+        raise ConfigurationError("give --key or --key-field, not both")
+    topic = check_name("topic", arguments[0])
+    headers = [_header(item) for item in header or []]
     application = load(reference)
     application.settings_for_kafka()
-    topic = check_name("topic", arguments[0])
-    headers = [tuple(item.split("=", 1)) for item in header or []]
     count = 0
-    lines: Iterable[str] = [arguments[1]] if len(arguments) == 2 and arguments[1] != "-" else _lines(file)
-    deliveries = []
-    for line in lines:
-        chosen = _field(line, key_field) if key_field else key
-        item = response(topic, line, None, chosen, partition, None, headers)
-        deliveries.append(item)
-        if len(deliveries) == 1_000:  # bounds what waits for the broker
-            application.producer.send_all(deliveries)
-            count += len(deliveries)
-            deliveries = []
-    application.producer.send_all(deliveries)
-    count += len(deliveries)
+    lines = _lines(file) if file is not None or arguments[1] == "-" else [arguments[1].encode()]
+    try:
+        for batch in _batches(lines):
+            keys = [_field(line, key_field) if key_field else key for line in batch]
+            application.producer.send_all(
+                [
+                    response(topic, line, None, k, partition, None, headers)
+                    for line, k in zip(batch, keys, strict=True)
+                ]
+            )
+            count += len(batch)
+    except FlowkitError as error:
+        if count:
+            print(f"flowkit: the first {count} messages were sent; then:", file=sys.stderr)
+        near = difflib.get_close_matches(topic, topics_of(application), n=1)
+        if isinstance(error, DeliveryError) and near and near[0] != topic:
+            raise DeliveryError(f"{error}; did you mean {near[0]!r}?") from error
+        raise
     application.producer.close()
     typer.echo(f"{count} message{'' if count == 1 else 's'} sent to {topic}")
 
 
-def _lines(file: Path | None) -> Iterator[str]:
+def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """A thousand at a time at most, which bounds what waits for the broker."""
+    iterator = iter(lines)
+    while batch := list(itertools.islice(iterator, 1_000)):
+        yield batch
+
+
+def _header(item: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not name or not equals:
+        raise ConfigurationError(f"--header is name=value, not {item!r}")
+    return name, value
+
+
+def _lines(file: Path | None) -> Iterator[bytes]:
     if file is None:
-        yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        if sys.stdin.isatty():
+            print("flowkit: one message a line; end with Ctrl-D", file=sys.stderr)
+        yield from (line.rstrip(b"\r\n") for line in sys.stdin.buffer if line.strip())
         return
     try:
-        with file.open(encoding="utf-8") as opened:
-            yield from (line.rstrip("\r\n") for line in opened if line.strip())
+        with file.open("rb") as opened:
+            yield from (line.rstrip(b"\r\n") for line in opened if line.strip())
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _field(line: str, name: str) -> str:
+def _field(line: bytes, name: str) -> str:
     try:
-        return str(json.loads(line)[name])
+        value = json.loads(line)[name]
+        if value is None:
+            raise KeyError(name)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"--key-field {name}: this message has none: {line[:80]}") from error
+        raise ConfigurationError(
+            f"--key-field {name}: this message has none: {line[:80].decode(errors='replace')}"
+        ) from error
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _json(value: Any) -> None:

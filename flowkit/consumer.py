@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer
 from .dispatch import Entry, Handling, Until, close_loop, params
-from .errors import BrokerUnavailable, ConfigurationError, DeliveryError, FlowkitError, RedisUnavailable
+from .errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    DeliveryError,
+    FlowkitError,
+    QueueError,
+    RedisUnavailable,
+)
 from .message import Partition, Record, place
 from .producer import Producer
 from .responses import Response
@@ -32,6 +39,9 @@ POLL_TIMEOUT = 0.5
 RECONNECT = Retry(first=0.5, cap=15.0)
 """Waits between attempts to reach brokers or Redis."""
 
+SHORTEST_SLICE = 0.05
+"""Seconds that handlers run at least before what they did is looked at, however short the commit interval is."""
+
 LONGEST_BATCH = 15.0
 """Seconds after which the loop polls again though its batch is not finished: a rebalance of the group waits for the poll."""
 
@@ -45,6 +55,7 @@ class Track:
     queued: int | None = None
     attempt: int = 1
     undelivered: int = 0
+    undelivered_at: int | None = None
     resume_at: float | None = None
 
 
@@ -85,6 +96,7 @@ class Consumer:
         self._new: list[Partition] = []
         self._sent: list[tuple[Record, Response, Any]] = []
         self._received = 0.0
+        self._poll_by = 0.0
         self._commit_at = 0.0
         self._since_commit = 0
         self._reconnects = 0
@@ -118,7 +130,7 @@ class Consumer:
         client = self.client
         batch = client.poll(self._poll_timeout())
         self._received = time.time()
-        polled = self._clock_starts()
+        self._poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
         if self._new:
             self._welcome()
         queued: dict[Partition, Sequence[Record]] = {}
@@ -126,7 +138,7 @@ class Consumer:
             if self.stopping:
                 break
             if self.handlings[partition.topic].inline:
-                self._handle(partition, records, polled)
+                self._handle(partition, records)
             else:
                 queued[partition] = records
         if queued:
@@ -163,22 +175,23 @@ class Consumer:
         """Lets handlers run until the next commit is due."""
         now = time.monotonic()
         if not self.stopping:
-            self.until.at = now + self.settings.kafka.offset_commit_interval
+            self.until.at = now + max(SHORTEST_SLICE, self.settings.kafka.offset_commit_interval)
             if self.stopping:  # a signal came between the two lines above
                 self.until.at = 0.0
         return now
 
     # Inline: handle, check, send, flush, look at every delivery, commit.
 
-    def _handle(self, partition: Partition, records: Sequence[Record], polled: float) -> None:
+    def _handle(self, partition: Partition, records: Sequence[Record]) -> None:
         handling = self.handlings[partition.topic]
         track = self._track(partition)
-        if track.resume_at is not None:
-            return  # was put back, to an earlier message, by what failed before in this turn
-        threshold = self.settings.kafka.offset_commit_threshold or len(records)
+        if not self._may_start(partition, track, records[0]):
+            return
+        threshold = self.settings.kafka.offset_commit_threshold
         at = 0
         while at < len(records):
-            slice_ = records[at : at + threshold] if at or threshold < len(records) else records
+            limit = max(0, threshold - self._since_commit) if threshold else len(records)
+            slice_ = records[at : at + limit] if at or limit < len(records) else records
             done, error = handling.run(
                 slice_, self._send, attempt=track.attempt, received=self._received, until=self.until
             )
@@ -192,13 +205,22 @@ class Consumer:
                     break
                 at += 1
                 continue
-            if at == len(records):
+            if at == len(records) or self.stopping:
                 break
-            if self.stopping:
-                return
-            if not self._pause_for_breath(partition, track, records[at], polled):
+            if not self._pause_for_breath(partition, records[at]):
                 break
         self.monitor.notice("consumed", topic=partition.topic, partition=partition.partition, count=at)
+
+    def _may_start(self, partition: Partition, track: Track, first: Record) -> bool:
+        """False if these messages must wait: they are polled again.
+
+        Either their partition was put back in this turn (or the client gave what it had fetched before its pause), or it
+        is time to poll.
+        """
+        if track.resume_at is None and time.monotonic() <= self._poll_by:
+            return True
+        self.client.seek(partition, first.offset if track.done is None else min(track.done, first.offset))
+        return False
 
     def _track(self, partition: Partition) -> Track:
         try:
@@ -208,14 +230,13 @@ class Consumer:
                 f"{_short([partition])} gave messages, but was not assigned to this consumer"
             ) from None
 
-    def _pause_for_breath(self, partition: Partition, track: Track, following: Record, polled: float) -> bool:
-        """In the middle of a batch: settles and commits what is due. False if the rest of the batch must wait."""
-        self._settle()
-        if track.resume_at is not None:
+    def _pause_for_breath(self, partition: Partition, following: Record) -> bool:
+        """In the middle of a batch: settles and commits what is due. False if the rest of the batch is polled again."""
+        if partition in self._settle():
             return False
         if self._commit_due():
             self.commit()
-        if self._clock_starts() - polled > min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3):
+        if self._clock_starts() > self._poll_by:
             self.client.seek(partition, following.offset)
             return False
         return True
@@ -224,14 +245,16 @@ class Consumer:
         for response in responses:
             self._sent.append((record, response, self.producer.start(response)))
 
-    def _settle(self) -> None:
-        """Waits for every response, and puts back the messages whose responses Kafka did not confirm."""
-        sent, self._sent = self._sent, []
-        if not sent:
-            return
+    def _settle(self) -> set[Partition]:
+        """Waits for every response, and puts back the messages whose responses Kafka did not confirm.
+
+        Gives the partitions of those messages: they go on from there with the next poll.
+        """
+        if not self._sent:
+            return set()
         self.producer.flush()
         failed: dict[Partition, tuple[Record, Exception]] = {}
-        for record, response, delivery in sent:
+        for record, response, delivery in self._sent:
             error = self.producer.outcome(delivery)
             if error is None:
                 continue
@@ -241,18 +264,24 @@ class Consumer:
                     record,
                     DeliveryError(f"{response.topic}: Kafka did not take it: {error!r}"),
                 )
-        for partition in {Partition(record.topic, record.partition) for record, _, _ in sent}:
+        for partition in {Partition(record.topic, record.partition) for record, _, _ in self._sent}:
             track = self._track(partition)
-            if partition not in failed:
-                track.undelivered = 0
-                continue
-            record, problem = failed[partition]
+            if partition in failed:
+                track.done = failed[partition][0].offset  # of all first: whatever breaks below, nothing is committed past it
+            else:
+                track.undelivered_at = None
+        self._sent = []
+        for partition, (record, problem) in failed.items():
+            track = self._track(partition)
+            if track.undelivered_at != record.offset:
+                track.undelivered_at, track.undelivered = record.offset, 0
             track.undelivered += 1
             track.attempt = track.undelivered
             if self._failed(self.handlings[record.topic], track, record, problem):
                 self.client.seek(partition, record.offset + 1)
         if failed:
             self.producer.renew()
+        return set(failed)
 
     # Failure: this partition alone waits, and the message is tried again, for ever or until its dead letter is sent.
 
@@ -289,16 +318,16 @@ class Consumer:
         letter = handling.dead(record, error, attempt)
         try:
             self.producer.send_all([letter])
-        except DeliveryError as problem:
+        except (DeliveryError, BrokerUnavailable) as problem:
             self.monitor.notice_error("dead_letter", problem, topic=letter.topic)
             return False
         self.monitor.notice("dead_letter", topic=letter.topic, message=place(record))
         return True
 
     def _put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
+        track.done = offset
         self.client.pause(partition)
         self.client.seek(partition, offset)
-        track.done = offset
         track.resume_at = time.monotonic() + delay
 
     def _resume_due(self) -> None:
@@ -314,18 +343,24 @@ class Consumer:
         admitted: dict[Partition, list[Admitted]] = {}
         moved: dict[Partition, int] = {}
         failed: dict[Partition, tuple[Record, Exception]] = {}
-        for partition, records in batch.items():
-            track = self._track(partition)
-            if track.resume_at is not None:
-                continue
-            admitted[partition] = []
-            for record, error in self._admit(track, records, admitted[partition]):
-                if error is not None:
-                    failed[partition] = (record, error)
-                    moved[partition] = record.offset
-                else:
-                    moved[partition] = record.offset + 1
+        counts: dict[Partition, int] = {}
         try:
+            for partition, records in batch.items():
+                track = self._track(partition)
+                if not self._may_start(partition, track, records[0]):
+                    continue
+                if track.done is not None and records[0].offset < track.done:
+                    self._rewind(partition, track, records[0].offset)  # the topic was made anew meanwhile
+                admitted[partition] = []
+                count, error = self._admit(track, records, admitted[partition])
+                counts[partition] = count
+                if count:
+                    moved[partition] = records[count - 1].offset + 1
+                if error is not None:
+                    failed[partition] = (records[count], error)
+                    moved[partition] = records[count].offset
+                elif count < len(records):
+                    self.client.seek(partition, records[count].offset)
             self._put(admitted, moved)
         except RedisUnavailable as error:
             self._redis_is_down(error, {partition: records[0].offset for partition, records in batch.items()})
@@ -334,43 +369,52 @@ class Consumer:
         for partition, offset in moved.items():
             track = self.tracks[partition]
             track.done = offset
+            self._since_commit += counts[partition]
+            if counts[partition]:
+                track.attempt = 1
             if partition in failed:
                 record, problem = failed[partition]
-                if offset > batch[partition][0].offset:
-                    track.attempt = 1  # the failed one is not the first of this batch, so it is new
                 if self._failed(self.handlings[partition.topic], track, record, problem):
                     self.client.seek(partition, record.offset + 1)
-            else:
-                track.attempt = 1
 
     def _admit(
         self, track: Track, records: Sequence[Record], admitted: list[Admitted]
-    ) -> Iterator[tuple[Record, Exception | None]]:
-        """Runs the hooks of one partition's messages, up to the first failure; says how far it came."""
+    ) -> tuple[int, Exception | None]:
+        """Runs the hooks of one partition's messages, until one fails or the time has come.
+
+        Gives the number of finished messages, and the error of the next one if it failed.
+        """
         handling = self.handlings[records[0].topic]
         received = self._received
-        if not handling.before and handling.worker is None:
+        if not handling.before and handling.worker is None and self.job_queue is not None:
             queue, entry = handling.queue, handling.entry
-            admitted.extend(Admitted(r.offset, handling, queue, entry(r, received, r.value)) for r in records)
-            yield records[-1], None
-            return
+            try:
+                admitted += [Admitted(r.offset, handling, queue, entry(r, received, r.value)) for r in records]
+            except Exception:
+                logger.debug("%s: a message cannot be queued; looking for it", records[0].topic, exc_info=True)
+            else:
+                return len(records), None
         attempt = track.attempt
-        for record in records:
-            if self.stopping:
-                return
+        for done, record in enumerate(records):
+            if self.stopping or time.monotonic() > self._poll_by:
+                return done, None
             try:
                 ticket = None if _is_queued(track, record) else handling.admit(record, attempt, received)
                 if ticket is not None:
                     message, data = ticket
                     if message.worker is not None:
                         message.worker.perform_async(handling.topic, params(handling.topic, data))
-                    else:
+                    elif self.job_queue is not None:
                         admitted.append(Admitted(record.offset, handling, message.queue or handling.queue, data))
+                    else:
+                        raise QueueError(
+                            f"{place(record)} has no worker, so it is for a queue, and there is none: set redis, or"
+                            " leave message.worker as it is"
+                        )
             except Exception as error:
-                yield record, error
-                return
+                return done, error
             attempt = 1
-            yield record, None
+        return len(records), None
 
     def _put(self, admitted: Mapping[Partition, Sequence[Admitted]], moved: Mapping[Partition, int]) -> None:
         """Queues what Redis does not have yet, in one call. If the marks moved meanwhile, looks again at what is left."""
@@ -499,14 +543,19 @@ class Consumer:
                 rewound = mark.committed is not None and (committed is None or committed < mark.committed)
                 made_anew = mark.queued is not None and mark.queued > self.client.end_offset(partition)
                 if rewound or made_anew:
-                    self.job_queue.rewind(self.group, partition, committed)
-                    self.monitor.notice("rewound", group=self.group, partition=_short([partition]), offset=committed)
-                    track.queued = committed
+                    self._rewind(partition, track, committed)
                 else:
                     track.queued = mark.queued
             self.tracks[partition] = track
             self.client.resume(partition)  # the client keeps the pause of a partition that leaves and comes back
         self._new = []
+
+    def _rewind(self, partition: Partition, track: Track, offset: int | None) -> None:
+        """Queues messages from ``offset`` on again, though they were queued before."""
+        if self.job_queue is not None:
+            self.job_queue.rewind(self.group, partition, offset)
+            self.monitor.notice("rewound", group=self.group, partition=_short([partition]), offset=offset)
+        track.queued = offset
 
     # Trouble and the end.
 
@@ -517,7 +566,7 @@ class Consumer:
         self.monitor.notice_error(
             "broker",
             error,
-            message=f"group {self.group!r}: {error if isinstance(error, BrokerUnavailable) else repr(error)};"
+            message=f"group {self.group!r}: {error if isinstance(error, FlowkitError) else repr(error)};"
             f" trying again in {delay:.1f} s, nothing is lost",
             traceback=not isinstance(error, BrokerUnavailable | RedisUnavailable),
             group=self.group,

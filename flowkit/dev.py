@@ -57,6 +57,8 @@ class Child:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             code = 1
+        if code == -signal.SIGTERM:
+            code = 0  # it had not begun: from its first message on it ends by itself
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)  # its watcher, and itself if it did not end
         self.process.wait()
@@ -96,6 +98,11 @@ class DevStack:
             found["FLOWKIT_REDIS"] = self.redis.url
         return found
 
+    def needed_to_send(self) -> dict[str, str]:
+        """The part of ``environment`` that ``flowkit send`` needs, because the application's own settings say otherwise."""
+        hosts = self.broker.hosts
+        return {} if self.app.settings.kafka.hosts == (hosts,) else {"FLOWKIT_KAFKA_HOSTS": hosts}
+
     def __enter__(self) -> DevStack:
         try:
             self.broker.start()
@@ -103,7 +110,7 @@ class DevStack:
             if self.redis is not None:
                 self.redis.start()
                 self.say("dev", f"Redis on {self.redis.url}")
-            self.broker.create_topics(dict.fromkeys(self.topics(), self.partitions))
+            self.broker.create_topics(dict.fromkeys(topics_of(self.app), self.partitions))
             self._start_child("run")
             if self.queued:
                 self._start_child("worker")
@@ -115,15 +122,6 @@ class DevStack:
     def _start_child(self, command: str) -> None:
         arguments = [command, self.app.reference]
         self.children.append(Child(command, arguments, {**QUICK_GROUPS, **self.environment}, self.say))
-
-    def topics(self) -> list[str]:
-        """Every topic the application reads or writes."""
-        found = set()
-        for topic, handling in self.app.handlings.items():
-            found |= {topic, *handling.all_declarations}
-            if handling.dead_letter:
-                found.add(handling.dead_letter)
-        return sorted(found)
 
     def wait(self, until: Callable[[], bool]) -> int:
         """Until ``until`` is true (0) or one of the children ended by itself (1)."""
@@ -145,6 +143,16 @@ class DevStack:
         self.broker.stop()
 
 
+def topics_of(app: Flowkit) -> list[str]:
+    """Every topic that an application reads or writes."""
+    found = set()
+    for topic, handling in app.handlings.items():
+        found |= {topic, *handling.all_declarations}
+        if handling.dead_letter:
+            found.add(handling.dead_letter)
+    return sorted(found)
+
+
 def _port(given: int | None, configured: str | None) -> int | None:
     """The port to use: the one given (0: a free one), else the one the application expects on this machine."""
     if given is not None:
@@ -157,10 +165,13 @@ def _port(given: int | None, configured: str | None) -> int | None:
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set."""
+    """An event that SIGINT and SIGTERM set. A second signal ends this process at once, and its children with it."""
     event = threading.Event()
 
     def handler(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if event.is_set():
+            os.write(2, f"flowkit: {signal.Signals(number).name} again, ending at once\n".encode())
+            os._exit(1)
         event.set()
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}

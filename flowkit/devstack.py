@@ -19,6 +19,7 @@ import struct
 import subprocess
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import IO, Self
 
@@ -28,11 +29,12 @@ HOST = "127.0.0.1"
 INSTALL = 'pip install "flowkit-kafka[dev]"'
 
 # The server takes the place of this shell, which leaves a watcher behind: it reads a pipe whose other end
-# is ours alone, and kills the server when that end closes, however we ended. Unlike PR_SET_PDEATHSIG this
-# runs no Python between fork and exec, does not depend on the thread that started it, and works on macOS.
+# is ours alone, and kills the server and its children (their process group, so start it in a session of its
+# own) when that end closes, however we ended. Unlike PR_SET_PDEATHSIG this runs no Python between fork and
+# exec, does not depend on the thread that started it, and works on macOS.
 WATCHED = """
 exec 3<&0 </dev/null
-{ read -r _ <&3 || kill -KILL $$; } >/dev/null 2>&1 &
+{ read -r _ <&3 || kill -KILL -$$; } >/dev/null 2>&1 &
 exec 3<&- "$@"
 """
 
@@ -47,6 +49,7 @@ class Server:
     question: bytes
     answer: bytes
     advice: str
+    any_port = "port=None"
 
     def __init__(self, port: int | None = None) -> None:
         self.port = free_port() if port is None else port
@@ -72,7 +75,7 @@ class Server:
         except OSError as error:
             raise DevStackError(
                 f"{self.name} cannot use port {self.port} of {HOST}: {error.strerror}. "
-                "Stop the program that has it, give another port, or give none to get a free one."
+                f"Stop the program that has it, or give another port: {self.any_port} takes a free one."
             ) from error
         command = ["/bin/sh", "-c", WATCHED, "sh", *self.command()]
         self._log = log = tempfile.TemporaryFile()  # noqa: SIM115 (nameless: never left behind)
@@ -161,6 +164,7 @@ class EmbeddedBroker(Server):
     question = struct.pack(">ihh4sh", 10, 18, 0, b"flow", -1)
     answer = b"flow"
     advice = "Try again, or set `kafka` to the hosts of a running broker."
+    any_port = "`flowkit dev --broker-port 0`"
 
     @property
     def hosts(self) -> str:
@@ -198,6 +202,7 @@ class EmbeddedRedis(Server):
     question = b"PING\r\n"
     answer = b"+PONG"
     advice = "Try again, or set `redis` to the URL of a running one."
+    any_port = "`flowkit dev --redis-port 0`"
 
     def __init__(self, port: int | None = None, directory: str | os.PathLike[str] | None = None) -> None:
         super().__init__(port)
@@ -239,8 +244,10 @@ def find_redis() -> str:
 
 def create_topics(hosts: str, partitions: dict[str, int]) -> None:
     """Create topics and wait until they can be used. Those which exist already stay as they are."""
-    from kafka import KafkaAdminClient
-    from kafka.errors import TopicAlreadyExistsError
+    with warnings.catch_warnings():  # kafka-python 3.0 warns at its own import, which must not fail under -W error
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from kafka import KafkaAdminClient
+        from kafka.errors import TopicAlreadyExistsError
 
     if not partitions:
         return

@@ -13,9 +13,10 @@ import logging
 import struct
 import threading
 import time
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ConfigurationError, QueueError, ResponseError, ResponseMissing
 from .interchangers import Plain, pack, unpack
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 Send = Callable[[Record, Sequence[Response]], None]
 Entry = list[Any]  # one queued message as JSON can hold it; the fields are those of ENTRY
 ENTRY = ("partition", "offset", "timestamp", "received_at", "key", "headers", "value")
+LOADED_BYTES = "flowkit:bytes"
+"""Marks the bytes that an interchanger gave, so that it gets them back as bytes."""
 
 
 class Abort(BaseException):
@@ -74,8 +77,13 @@ class Handling:
         self.responder_declarations = declarations_of(route.responder) if route.responder else {}
         if route.responder and not self.responder_declarations:
             raise ConfigurationError(
-                f"the responder {route.responder.__qualname__} of topic {route.topic!r} declares no topic;"
+                f"the responder {_name(route.responder)} of topic {route.topic!r} declares no topic;"
                 " decorate it with @app.responds_to(...)"
+            )
+        if route.responder and is_async(route.responder):
+            raise ConfigurationError(
+                f"the responder {_name(route.responder)} of topic {route.topic!r} is async; a responder is a plain"
+                " function, which an async handler may call"
             )
         self.before = [_bind(hook)[0] for hook in before]
         self.after = [_bind_failure(hook) for hook in after]
@@ -93,11 +101,13 @@ class Handling:
     def _make_call(self) -> Callable[[Record, int, float], Sequence[Response]]:
         """The shortest way through this route: hooks, ``Message`` and the check cost nothing where they are not used."""
         if not (self.before or self.declarations or self.route.responder) and _takes_payload_only(self.route.handler):
-            decode, handler = self.decode, self.route.handler
+            decode, handler, idle = self.decode, self.route.handler, self._idle
 
             def call(record: Record, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG001
-                handler(decode(record.value))
-                return ()
+                result = handler(decode(record.value))
+                if result is not None:
+                    finish(result)
+                return idle.take() if idle.responses else ()
 
             return call
         return self._call_with_hooks
@@ -105,8 +115,18 @@ class Handling:
     def _call_with_hooks(self, record: Record, attempt: int, received: float) -> Sequence[Response]:
         message = self.message(record, attempt, received)
         for hook in self.before:
-            hook(message)
-        return self.handle(message)
+            finish(hook(message))
+        responses = self.handle(message)
+        return [*self._idle.take(), *responses] if self._idle.responses else responses
+
+    def one(self, record: Record, attempt: int, received: float) -> Sequence[Response]:
+        """One record as ``run`` handles it; ``Abort`` and every error come out."""
+        token = current.set(self._idle)
+        try:
+            return self.call(record, attempt, received)
+        finally:
+            current.reset(token)
+            self._idle.take()
 
     def message(self, record: Record, attempt: int, received: float) -> Message:
         return Message(
@@ -137,6 +157,7 @@ class Handling:
                 try:
                     responses = call(record, attempt, received)
                 except Abort:
+                    self._idle.take()
                     responses = ()
                 if responses:
                     send(record, responses)
@@ -146,6 +167,7 @@ class Handling:
             return done, error
         finally:
             current.reset(token)
+            self._idle.take()
         return done, None
 
     def handle(self, message: Message) -> Sequence[Response]:
@@ -153,7 +175,7 @@ class Handling:
         call = Call(self.route.name, self.declarations, self.parser.generate, self.route.responder)
         token = current.set(call)
         try:
-            result = self._invoke(message)
+            result = finish(self._invoke(message))
             if result is not None:
                 self._answer(call, result)
             call.check()
@@ -187,13 +209,17 @@ class Handling:
         message = self.message(record, attempt, received)
         try:
             for hook in self.before:
-                hook(message)
+                finish(hook(message))
         except Abort:
             return None
         value = record.value
         if message.payload_changed:
-            value = encoded(message.payload, self.parser.generate)
+            value = self._written(message.payload)
         return message, self.entry(record, received, value)
+
+    def _written(self, payload: Any) -> bytes | None:
+        """A payload as the worker will read it: by the parser, a text too, which as a response would pass as it is."""
+        return None if payload is None else encoded(self.parser.generate(payload), self.parser.generate)
 
     def entry(self, record: Record, received: float, value: bytes | None) -> Entry:
         """A message as its job carries it."""
@@ -201,7 +227,7 @@ class Handling:
         if value is not None:
             data = self.interchanger.load(value)
             if isinstance(data, bytes):
-                data = pack(data)
+                data = {LOADED_BYTES: pack(data)}
         headers = [[name, pack(item)] for name, item in record.headers]
         return [record.partition, record.offset, record.timestamp, received, pack(record.key), headers, data]
 
@@ -209,6 +235,8 @@ class Handling:
         """The inverse of ``entry``. Raises ``QueueError`` for an entry that flowkit did not write."""
         try:
             partition, offset, timestamp, _, key, headers, data = entry
+            if isinstance(data, dict) and data.keys() == {LOADED_BYTES}:
+                data = unpack(data[LOADED_BYTES])
             value = None if data is None else self.interchanger.parse(data)
             pairs = tuple((name, unpack(item)) for name, item in headers)
         except (TypeError, ValueError) as error:
@@ -229,7 +257,7 @@ class Handling:
             ("kafka_dlt-original-timestamp", struct.pack(">q", record.timestamp)),
             ("kafka_dlt-original-consumer-group", self.group.encode()),
             ("kafka_dlt-exception-fqcn", f"{type(error).__module__}.{type(error).__qualname__}".encode()),
-            ("kafka_dlt-exception-message", str(error).encode()[:2000]),
+            ("kafka_dlt-exception-message", str(error).encode(errors="backslashreplace")[:2000]),
             ("flowkit-attempts", str(attempts).encode()),
         )
         assert self.dead_letter is not None
@@ -240,8 +268,8 @@ class Handling:
         message = self.message(record, attempt, received)
         for hook in self.after:
             try:
-                hook(error, message)
-            except Exception:
+                finish(hook(error, message))
+            except (Exception, Abort):
                 logger.exception("an after_failure hook failed itself, for %s", place(record))
 
 
@@ -261,22 +289,36 @@ def entry_of(params: Mapping[str, Any]) -> Entry:
 # Signatures. A handler's parameter annotated Message is the message, the other one is the payload.
 
 
+class Role(NamedTuple):
+    """What a parameter is filled with (the payload, or in after_failure the error; or the message), and how."""
+
+    parameter: inspect.Parameter
+    is_message: bool
+    by_name: bool
+
+
 def _parameters(function: Handler) -> tuple[list[inspect.Parameter], dict[str, Any]]:
     """The parameters a caller must or may fill, and the resolved annotations."""
     try:
-        hints = typing.get_type_hints(_target(function))
-    except NameError as error:
+        hints = typing.get_type_hints(_target(function, wrapped=True), include_extras=True)
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise ConfigurationError(
             f"an annotation of {_name(function)} cannot be resolved: {error};"
             " define or import the type at the module's top level"
         ) from error
-    return list(inspect.signature(function).parameters.values()), hints
+    try:
+        return list(inspect.signature(function).parameters.values()), hints
+    except ValueError as error:
+        raise ConfigurationError(f"{_name(function)} does not say what it takes; call it from a function") from error
 
 
-def _target(function: Any) -> Any:
-    """The function that runs when ``function`` is called: inside a partial, behind an object's ``__call__``."""
-    while isinstance(function, functools.partial):
-        function = function.func
+def _target(function: Any, *, wrapped: bool = False) -> Any:
+    """The function that runs when ``function`` is called: inside a partial, behind an object's ``__call__``.
+
+    ``wrapped``: the one whose signature counts, inside decorators too.
+    """
+    while isinstance(function, functools.partial) or (wrapped and hasattr(function, "__wrapped__")):
+        function = function.func if isinstance(function, functools.partial) else function.__wrapped__
     return function if inspect.isroutine(function) else type(function).__call__
 
 
@@ -284,84 +326,84 @@ def _name(function: Handler) -> str:
     return getattr(function, "__qualname__", repr(function))
 
 
-def _roles(function: Handler) -> tuple[list[tuple[inspect.Parameter, str]], Any]:
-    """Which parameter is what ("payload" or "message"), and the annotation of the payload."""
-    roles: list[tuple[inspect.Parameter, str]] = []
-    annotation: Any = Any
+def _is_message(hint: Any) -> bool:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return hint is Message or (union and Message in typing.get_args(hint))
+
+
+def _roles(function: Handler, first: str = "payload") -> tuple[list[Role], Any]:
+    """Which parameter is filled with what, and the annotation of the payload. ``first`` is for errors."""
+    target = _target(function)
+    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+        raise ConfigurationError(
+            f"{_name(function)} has a yield, so calling it runs nothing; use app.respond_to(...)"
+        )
     parameters, hints = _parameters(function)
+    single = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    messages = [p for p in single if _is_message(hints.get(p.name))]
+    others = [p for p in single if p not in messages]
+    needed = [p for p in others if p.default is p.empty]
+    for parameter in [*needed[1:], *messages[1:]]:
+        raise ConfigurationError(
+            f"{_name(function)} has more parameters than flowkit can fill: it takes the {first} and, annotated as"
+            f" Message, the message; {parameter.name!r} is one too many"
+            + ("; annotate it: message: Message" if parameter.name == "message" and not messages else "")
+        )
+    # What has a default gets the payload only if nothing else does, and never what a partial has filled in.
+    rest = [p for p in parameters if p.kind is p.VAR_POSITIONAL]
+    chosen = (needed or [p for p in others if p.kind is not p.KEYWORD_ONLY] or rest)[:1]
+    roles: list[Role] = []
+    skipped = False
     for parameter in parameters:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if hints.get(parameter.name) is Message:
-            role = "message"
-        elif all(role != "payload" for _, role in roles):
-            role = "payload"
-            annotation = hints.get(parameter.name, Any)
-        elif parameter.default is not parameter.empty:
-            continue
+        if parameter in messages or parameter in chosen:
+            roles.append(Role(parameter, parameter in messages, skipped or parameter.kind is parameter.KEYWORD_ONLY))
         else:
-            raise ConfigurationError(
-                f"{_name(function)} has more parameters than flowkit can fill: it takes the payload and, annotated as"
-                f" Message, the message; {parameter.name!r} is one too many"
-                + ("; annotate it: message: Message" if parameter.name == "message" else "")
-            )
-        roles.append((parameter, role))
-    return roles, annotation
+            skipped = True
+    return roles, hints.get(chosen[0].name, Any) if chosen else Any
 
 
 def _takes_payload_only(function: Handler) -> bool:
     roles, _ = _roles(function)
-    return (
-        len(roles) == 1
-        and roles[0][1] == "payload"
-        and roles[0][0].kind is not inspect.Parameter.KEYWORD_ONLY
-        and not is_async(function)
-    )
+    return len(roles) == 1 and not roles[0].is_message and not roles[0].by_name and not is_async(function)
 
 
 def _bind(function: Handler) -> tuple[Callable[[Message], Any], Any]:
     """A handler or a before_enqueue hook as a function of its message, and the annotation of its payload."""
     roles, annotation = _roles(function)
-    positional = tuple(role for p, role in roles if p.kind is not p.KEYWORD_ONLY)
-    by_name = {p.name: role for p, role in roles if p.kind is p.KEYWORD_ONLY}
     call: Callable[[Message], Any]
-    if by_name:
-        call = _bind_names(function, positional, by_name)
-    elif positional == ("payload",):
-        call = lambda message: function(message.payload)  # noqa: E731
-    elif positional == ("message",):
-        call = function
-    elif positional == ("payload", "message"):
-        call = lambda message: function(message.payload, message)  # noqa: E731
-    elif positional == ("message", "payload"):
-        call = lambda message: function(message, message.payload)  # noqa: E731
-    else:
-        call = lambda message: function()  # noqa: ARG005, E731
+    match [role.is_message for role in roles]:
+        case _ if any(role.by_name for role in roles):
+            fill = _filler(function, roles)
+            read = not all(role.is_message for role in roles)  # else the payload need not be parsed
+            call = lambda message: fill(message.payload if read else None, message)  # noqa: E731
+        case [False]:
+            call = lambda message: function(message.payload)  # noqa: E731
+        case [True]:
+            call = function
+        case [False, True]:
+            call = lambda message: function(message.payload, message)  # noqa: E731
+        case [True, False]:
+            call = lambda message: function(message, message.payload)  # noqa: E731
+        case _:
+            call = lambda message: function()  # noqa: ARG005, E731
     if is_async(function):
         return (lambda message: run_async(call(message))), annotation
     return call, annotation
 
 
-def _bind_names(function: Handler, positional: tuple[str, ...], by_name: dict[str, str]) -> Callable[[Message], Any]:
-    def value(message: Message, role: str) -> Any:
-        return message if role == "message" else message.payload
-
-    return lambda message: function(
-        *(value(message, role) for role in positional),
-        **{name: value(message, role) for name, role in by_name.items()},
+def _filler(function: Handler, roles: Sequence[Role]) -> Callable[[Any, Message], Any]:
+    """``function`` as one of the payload (or the error) and the message, whichever way it takes them."""
+    positional = tuple(role.is_message for role in roles if not role.by_name)
+    by_name = {role.parameter.name: role.is_message for role in roles if role.by_name}
+    return lambda first, message: function(
+        *(message if is_message else first for is_message in positional),
+        **{name: message if is_message else first for name, is_message in by_name.items()},
     )
 
 
 def _bind_failure(function: Handler) -> Callable[[Exception, Message], Any]:
     """An after_failure hook: the error first, and the message where it is annotated so."""
-    parameters, hints = _parameters(function)
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    wants_message = [hints.get(name) is Message for name in names]
-    if len(names) > 2 or wants_message.count(False) > 1 or wants_message.count(True) > 1:
-        raise ConfigurationError(f"{_name(function)} takes the error and, annotated as Message, the message")
-    call: Callable[[Exception, Message], Any] = lambda error, message: function(  # noqa: E731
-        *(message if wants else error for wants in wants_message)
-    )
+    call = _filler(function, _roles(function, "error")[0])
     if is_async(function):
         return lambda error, message: run_async(call(error, message))
     return call
@@ -377,6 +419,11 @@ def is_async(function: Handler) -> bool:
     return inspect.iscoroutinefunction(target)
 
 
+def finish(result: Any) -> Any:
+    """What a function returned; a coroutine, which a plain decorator around an async function gives, runs first."""
+    return run_async(result) if result is not None and asyncio.iscoroutine(result) else result
+
+
 def run_async(coroutine: Any) -> Any:
     """Runs a coroutine to its end on this thread's loop. What interrupts it (a job's time-out) cancels it."""
     loop = getattr(_threads, "loop", None)
@@ -385,6 +432,8 @@ def run_async(coroutine: Any) -> Any:
     task = loop.create_task(coroutine)
     try:
         return loop.run_until_complete(task)
+    except asyncio.CancelledError as error:  # a BaseException, which would end the consumer
+        raise RuntimeError("the coroutine was cancelled, by itself or by what it waited for") from error
     except BaseException:
         if not task.done():
             task.cancel()

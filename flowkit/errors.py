@@ -36,7 +36,8 @@ class SettingsError(ConfigurationError):
     def __init__(self, mistakes: list[str]) -> None:
         self.mistakes = mistakes
         lines = "\n".join(f"  - {mistake}" for mistake in mistakes)
-        super().__init__(f"the settings have {len(mistakes)} mistake(s):\n{lines}")
+        count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        super().__init__(f"the settings have {count}:\n{lines}")
 
 
 class AppNotFound(ConfigurationError):

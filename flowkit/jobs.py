@@ -30,8 +30,13 @@ if TYPE_CHECKING:
     from .app import Flowkit
 
 PERFORM = "flowkit.jobs.perform"
-INFRASTRUCTURE_RETRIES = Retry(max=10, interval=[1, 2, 4, 8, 15, 30, 60, 60, 60, 60])
-"""For a job of many messages as a whole: its worker was killed, or Kafka did not answer."""
+RUNS = Retry(max=10, interval=[1, 2, 4, 8, 15, 30, 60, 60, 60, 60])
+"""RQ's retries of each job, for what is no failed attempt of a message: its worker was killed, or its application could not be
+imported. Attempts are counted apart from them, in the job's ``meta``, and begin these retries anew.
+"""
+
+SPLIT_AFTER = 2
+"""Runs of a job that ended so until each of its messages gets a job of its own: one of them may be what kills the worker."""
 
 
 class Envelope:
@@ -168,7 +173,8 @@ class JobQueue:
             for pack in packs:
                 queue = Queue(pack.queue, connection=self.redis, serializer=Envelope)
                 for start in range(0, len(pack.entries), job_size(pack.handling)):
-                    job = self._job(queue, pack.handling, pack.entries[start : start + job_size(pack.handling)])
+                    entries = pack.entries[start : start + job_size(pack.handling)]
+                    job = make_job(queue, self.reference, pack.handling, entries)
                     arguments += _job_arguments(queue, job)
                     count += 1
             if not self._script(
@@ -176,11 +182,6 @@ class JobQueue:
             ):
                 raise MarksMoved
         return count
-
-    def _job(self, queue: Queue, handling: Handling, entries: list[Entry]) -> Job:
-        if len(entries) > 1:
-            return make_job(queue, self.reference, handling, entries, INFRASTRUCTURE_RETRIES)
-        return make_job(queue, self.reference, handling, entries, _retries(handling, first_attempt=1))
 
 
 def job_size(handling: Handling) -> int:
@@ -196,28 +197,9 @@ def _field(kind: str, partition: Partition) -> str:
     return f"{kind}:{partition.topic}:{partition.partition}"
 
 
-def _retries(handling: Handling, first_attempt: int) -> Retry | None:
-    """RQ's Retry for a message alone, whose next attempt is number ``first_attempt``."""
-    delays = [max(1, round(delay)) for delay in handling.retry.delays()[first_attempt - 1 :]]
-    return Retry(max=len(delays), interval=delays) if delays else None
-
-
-def make_job(
-    queue: Queue,
-    reference: str,
-    handling: Handling,
-    entries: list[Entry],
-    retry: Retry | None,
-    attempt: int = 1,
-) -> Job:
+def make_job(queue: Queue, reference: str, handling: Handling, entries: list[Entry], attempt: int = 1) -> Job:
     """An RQ job, not yet stored. Its description and id say which messages are in it."""
-    data = {
-        "app": reference,
-        "topic": handling.topic,
-        "attempt": attempt,
-        "retries": retry.max if retry else 0,
-        "messages": entries,
-    }
+    data = {"app": reference, "topic": handling.topic, "attempt": attempt, "messages": entries}
     first, last = entries[0], entries[-1]
     what = f"{handling.topic}[{first[0]}]@{first[1]}"
     if len(entries) > 1:
@@ -230,7 +212,7 @@ def make_job(
         description=what,
         timeout=max(1, round(handling.job_timeout * len(entries))),
         result_ttl=60,
-        retry=retry,
+        retry=RUNS,
     )
 
 
@@ -250,8 +232,8 @@ def redis_errors() -> Iterator[None]:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise RedisUnavailable(
-            f"Redis does not answer: {error}; is it running, and is the redis setting right? (`flowkit dev` starts one"
-            " for development)"
+            f"Redis does not answer: {str(error).rstrip('.')}; is it running, and is the redis setting right?"
+            " (`flowkit dev` starts one for development)"
         ) from error
     except redis.RedisError as error:
         raise RedisUnavailable(f"Redis refuses: {error}") from error
@@ -266,8 +248,7 @@ def perform(data: str) -> None:
 
     try:
         job = orjson.loads(data)
-        reference, topic, entries = job["app"], job["topic"], job["messages"]
-        attempt, retries = job["attempt"], job["retries"]
+        reference, topic, attempt, entries = job["app"], job["topic"], job["attempt"], job["messages"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise QueueError(f"this job is not one of flowkit's: {data[:120]}") from error
     app = locate(reference)
@@ -275,18 +256,40 @@ def perform(data: str) -> None:
     handling = app.handling(topic)
     current = get_current_job()
     alone = len(entries) == 1
-    if alone and current is not None and current.retries_left is not None:
-        attempt += retries - current.retries_left
-    failures = run_entries(handling, app.producer, entries, attempt)
+    if alone and current is not None:
+        attempt = current.meta.get("attempt", attempt)
+    left = RUNS.max if current is None or current.retries_left is None else current.retries_left
+    if current is not None and not alone and left <= RUNS.max - SPLIT_AFTER:
+        _queue_alone(app, handling, current, [(entry, 0.0) for entry in entries], attempt)
+        return
+    if alone and left == 0 and handling.dead_letter and current is not None and not current.latest_result():
+        # the last run that RQ gives it; not one that somebody asks for later, when it has failed
+        attempt = max(attempt, handling.retry.attempts)
+        failures = [_given_up(handling, entries[0])]
+    else:
+        failures = run_entries(handling, app.producer, entries, attempt)
     app.monitor.notice("performed", topic=topic, count=len(entries), failed=len(failures))
     rest = settle_failures(app, handling, failures, attempt, alone)
     if not rest:
         return
     if alone:
+        if current is not None:
+            _tell_rq(current, handling, attempt)
         raise rest[0].error
     if current is None:
         raise QueueError("a job of many messages can put its failed ones back only when RQ runs it")
-    _queue_alone(app, handling, current, [failure.entry for failure in rest], attempt)
+    waits = [(failure.entry, handling.retry.delay(attempt)) for failure in rest]
+    _queue_alone(app, handling, current, waits, attempt + 1)
+
+
+def _tell_rq(job: Job, handling: Handling, attempt: int) -> None:
+    """Sets what RQ does with the job when its error is raised: it tries again after the route's wait, or gives up."""
+    if attempt >= handling.retry.attempts:
+        job.retries_left = 0
+        return
+    job.meta["attempt"] = attempt + 1
+    job.retries_left = RUNS.max + 1  # of which RQ takes one
+    job.retry_intervals = [max(1, round(handling.retry.delay(attempt)))]
 
 
 class Failure(NamedTuple):
@@ -295,6 +298,11 @@ class Failure(NamedTuple):
     entry: Entry
     record: Record | None
     error: Exception
+
+
+def _given_up(handling: Handling, entry: Entry) -> Failure:
+    error = QueueError(f"{RUNS.max} runs of its job had no end: its worker was killed, or could not do its work")
+    return Failure(entry, handling.record(entry), error)
 
 
 def run_entries(handling: Handling, producer: Producer, entries: Iterable[Entry], attempt: int) -> list[Failure]:
@@ -318,11 +326,15 @@ def run_entries(handling: Handling, producer: Producer, entries: Iterable[Entry]
         _restart_alarm(handling.job_timeout)
         producer.flush()
         failed = {id(failure.entry) for failure in failures}
+        refused = False
         for entry, record, delivery in sent:
             problem = producer.outcome(delivery)
+            refused = refused or problem is not None
             if problem is not None and id(entry) not in failed:
                 failures.append(Failure(entry, record, problem))
                 failed.add(id(entry))
+        if refused:
+            producer.renew()  # after a fatal error this one would refuse everything, as long as the worker lives
     return failures
 
 
@@ -332,6 +344,7 @@ def settle_failures(
     """Tells the hooks of each failure, sends the dead letters that are due, and gives those to be tried again."""
     rest = []
     for failure in failures:
+        _restart_alarm(handling.job_timeout)  # it has rung already where the message took too long
         last = attempt >= handling.retry.attempts
         where = place(failure.record) if failure.record else handling.topic
         app.monitor.notice_error(
@@ -352,16 +365,16 @@ def settle_failures(
     return rest
 
 
-def _queue_alone(app: Flowkit, handling: Handling, job: Job, entries: Iterable[Entry], attempt: int) -> None:
-    """Gives each failed message of a job a job of its own, due after its wait."""
+def _queue_alone(
+    app: Flowkit, handling: Handling, job: Job, waits: Iterable[tuple[Entry, float]], attempt: int
+) -> None:
+    """Gives messages of a job a job each, due after so many seconds, for their attempt number ``attempt``."""
+    now = datetime.datetime.now(datetime.UTC)
     with redis_errors(), job.connection.pipeline() as pipe:
         queue = Queue(job.origin, connection=job.connection, serializer=Envelope)
-        for entry in entries:
-            due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=handling.retry.delay(attempt))
-            alone = make_job(
-                queue, app.reference, handling, [entry], _retries(handling, attempt + 1), attempt=attempt + 1
-            )
-            queue.schedule_job(alone, due, pipeline=pipe)
+        for entry, wait in waits:
+            alone = make_job(queue, app.reference, handling, [entry], attempt)
+            queue.schedule_job(alone, now + datetime.timedelta(seconds=wait), pipeline=pipe)
         pipe.execute()
 
 

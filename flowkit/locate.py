@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import AppNotFound
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 DEFAULT_ATTRIBUTE = "app"
 
 
-def locate(reference: str | None) -> Flowkit:
+def locate(reference: str | None, folder: Path | None = None) -> Flowkit:
     """The application at ``reference``, for example ``shop:app``; ``shop`` alone means ``shop:app``.
 
-    The working directory is searched first. Raises ``AppNotFound`` where the reference leads nowhere; what the user's
-    module raises itself, an ImportError of its own included, passes through as it is.
+    ``folder`` is searched first; if not given, the working directory. Raises ``AppNotFound`` where the reference leads
+    nowhere; what the user's module raises itself, an ImportError of its own included, passes through as it is.
     """
     reference = reference or os.environ.get("FLOWKIT_APP")
     if not reference:
@@ -30,7 +31,7 @@ def locate(reference: str | None) -> Flowkit:
     name, _, attribute = reference.partition(":")
     name = name.removesuffix(".py").replace("/", ".").lstrip(".")
     attribute = attribute or DEFAULT_ATTRIBUTE
-    here = os.getcwd()
+    here = str(folder or Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # before site-packages: an installed package named "app" must not win
     if not _exists(name):
@@ -46,11 +47,15 @@ def _exists(name: str) -> bool:
     if name in sys.modules:
         return True
     parent, _, _ = name.rpartition(".")
-    if parent and not _exists(parent):
-        return False
+    if parent:
+        if not _exists(parent):
+            return False
+        package = importlib.import_module(parent)  # here, because find_spec would hide what it raises
+        if not hasattr(package, "__path__"):
+            return False
     try:
         return importlib.util.find_spec(name) is not None
-    except (ValueError, ModuleNotFoundError):
+    except ValueError:
         return False
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
+from .errors import ParserError
+
 HeaderPairs = Sequence[tuple[str, bytes | None]]
 
 
@@ -117,7 +119,12 @@ class Message:
     @property
     def payload_changed(self) -> bool:
         """Whether a hook left another payload than the value of the message says, by assignment or in place."""
-        return self._payload is not _UNREAD and bool(self._payload != self._decode(self._record.value))
+        if self._payload is _UNREAD:
+            return False
+        try:
+            return bool(self._payload != self._decode(self._record.value))
+        except ParserError:
+            return True  # a hook put it in the place of one that cannot be parsed
 
     @property
     def topic(self) -> str:

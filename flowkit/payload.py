@@ -48,11 +48,9 @@ def _pydantic(parser: Any, annotation: Any) -> Decode:
 
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
-    except (PydanticSchemaGenerationError, PydanticUserError) as error:
-        raise ConfigurationError(
-            f"no payload can be validated against {annotation!r}: {str(error).splitlines()[0]};"
-            " use a dataclass, TypedDict, pydantic model or msgspec Struct, or Any"
-        ) from error
+        adapter.rebuild()  # now, and not at the first message, where a type names one that is not there yet
+    except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
+        raise _impossible(annotation, error) from error
     from_python, from_json = adapter.validate_python, adapter.validate_json
     json = parser is Json
     parse = parser.parse
@@ -68,6 +66,13 @@ def _pydantic(parser: Any, annotation: Any) -> Decode:
             raise PayloadError(_in_one_line(annotation, error)) from error
 
     return decode
+
+
+def _impossible(annotation: Any, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"no payload can be validated against {annotation!r}: {str(error).splitlines()[0]};"
+        " use a dataclass, TypedDict, pydantic model or msgspec Struct, or Any"
+    )
 
 
 def _in_one_line(annotation: Any, error: Any) -> str:
@@ -87,7 +92,10 @@ def _has_struct(annotation: Any) -> bool:
 def _struct(parser: Any, annotation: Any) -> Decode:
     import msgspec
 
-    read = msgspec.json.Decoder(annotation).decode
+    try:
+        read = msgspec.json.Decoder(annotation).decode
+    except (TypeError, NameError) as error:
+        raise _impossible(annotation, error) from error
     json = parser is Json
     parse = parser.parse
 

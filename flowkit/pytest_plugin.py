@@ -30,9 +30,13 @@ def flowkit_app(request: pytest.FixtureRequest) -> Any:
             " flowkit_app that returns it",
             pytrace=False,
         )
+    from .errors import AppNotFound
     from .locate import locate
 
-    return locate(reference)
+    try:
+        return locate(reference, request.config.rootpath)
+    except AppNotFound as error:
+        pytest.fail(f"flowkit_app in the pytest settings: {error}", pytrace=False)
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def flowkit_broker() -> Iterator[EmbeddedBroker]:
     """A real embedded broker for the whole test run (``.hosts``); skips the test, with the reason, where none can start."""
     from .devstack import EmbeddedBroker
 
-    yield from _server(EmbeddedBroker())
+    yield from _server(EmbeddedBroker)
 
 
 @pytest.fixture(scope="session")
@@ -57,14 +61,14 @@ def flowkit_redis() -> Iterator[EmbeddedRedis]:
     """A real embedded Redis for the whole test run (``.url``); skips the test, with the reason, where none can start."""
     from .devstack import EmbeddedRedis
 
-    yield from _server(EmbeddedRedis())
+    yield from _server(EmbeddedRedis)
 
 
-def _server(server: Any) -> Iterator[Any]:
+def _server(kind: type[Any]) -> Iterator[Any]:
     from .errors import DevStackError
 
     try:
-        server.start()
+        server = kind().start()
     except DevStackError as error:
         pytest.skip(str(error))
     try:

@@ -5,12 +5,13 @@ Responses are held back until the call has ended and the check has passed: a fai
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from .errors import ConfigurationError, ResponseError, ResponseMissing, ResponseRepeated, ResponseUnregistered
-from .message import HeaderPairs
+from .message import HeaderPairs, Headers
 from .route import Declaration, Handler
 
 Declarations = Mapping[str, Declaration]
@@ -60,6 +61,11 @@ class Call:
                 + f"add @app.responds_to({topic!r})"
             )
         self.responses.append(response(topic, data, self.generate, key, partition, partition_key, headers))
+
+    def take(self) -> list[Response]:
+        """The responses so far, which are forgotten here."""
+        taken, self.responses = self.responses, []
+        return taken
 
     def check(self) -> None:
         """Raises ``ResponseMissing`` or ``ResponseRepeated`` where the responses are not the declared ones."""
@@ -119,9 +125,11 @@ def _bytes(topic: str, what: str, value: Any) -> bytes | None:
 def _pairs(topic: str, headers: Any) -> HeaderPairs:
     if not headers:
         return ()
-    items: Iterable[Any] = headers.items() if isinstance(headers, Mapping) else headers
+    items: Any = headers.items() if isinstance(headers, Mapping) else headers
+    if isinstance(headers, Headers):
+        items = headers.pairs  # those of a message, passed on: a name may repeat
     pairs = []
-    for item in items:
+    for item in items if isinstance(items, Iterable) else (None,):
         if not isinstance(item, tuple | list) or len(item) != 2 or not isinstance(item[0], str):
             raise ResponseError(f"{topic}: headers are a dict or a list of (name, value), not {headers!r}")
         pairs.append((item[0], _bytes(topic, f"header {item[0]!r}", item[1])))
@@ -136,6 +144,8 @@ def respond_with(call: Call | None, responder: Handler, declarations: Declaratio
     name = getattr(responder, "__qualname__", repr(responder))
     if not declarations:
         raise ConfigurationError(f"{name} declares no topic; decorate it with @app.responds_to(...)")
+    if inspect.iscoroutinefunction(responder):
+        raise ConfigurationError(f"{name} is async; a responder is a plain function, which an async handler may call")
     inner = Call(name, declarations, generate)
     token = current.set(inner)
     try:
@@ -145,5 +155,5 @@ def respond_with(call: Call | None, responder: Handler, declarations: Declaratio
     inner.check()
     if call is not None:
         call.responses.extend(inner.responses)
-        call.responder_calls += responder is call.responder
+        call.responder_calls += responder == call.responder
     return inner.responses

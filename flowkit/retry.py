@@ -20,7 +20,8 @@ class Retry:
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.first < 0 or self.factor < 1 or self.cap < 0 or not 0 <= self.jitter <= 1:
+        possible = isinstance(self.attempts, int) and self.attempts >= 1
+        if not (possible and self.first >= 0 and self.factor >= 1 and self.cap >= 0 and 0 <= self.jitter <= 1):
             raise ValueError(
                 f"{self} is not possible: attempts is at least 1, first and cap are seconds of at least 0,"
                 " factor is at least 1, jitter is between 0 and 1"
@@ -28,8 +29,10 @@ class Retry:
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the failure of attempt number ``attempt`` (1 is the first)."""
-        exponent = min(attempt - 1, 64)  # 2.0 ** 1024 is an OverflowError, and a message may fail for weeks
-        wait = min(self.first * self.factor**exponent, self.cap)
+        try:
+            wait = min(self.first * float(self.factor) ** (attempt - 1), self.cap)
+        except OverflowError:  # 2.0 ** 1024 is one, and a message may fail for weeks
+            wait = self.cap if self.first else 0.0
         return wait * (1 - self.jitter * random.random())
 
     def delays(self) -> list[float]:

@@ -131,10 +131,13 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     _check_functions(topic, "worker", options.get("worker"), ("perform_async",))
     if options.get("responder") is not None and not callable(options["responder"]):
         raise ConfigurationError(f"topic {topic!r}: responder is a function, not {options['responder']!r}")
-    for name, least in (("job_size", 1), ("job_timeout", 0.001)):
-        value = options.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < least):
-            raise ConfigurationError(f"topic {topic!r}: {name} is a number above 0, not {value!r}")
+    size, seconds = options.get("job_size"), options.get("job_timeout")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ConfigurationError(f"topic {topic!r}: job_size is a whole number of at least 1, not {size!r}")
+    if seconds is not None and (
+        isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf")
+    ):
+        raise ConfigurationError(f"topic {topic!r}: job_timeout is a number of seconds above 0, not {seconds!r}")
     if options.get("inline") not in (None, True, False):
         raise ConfigurationError(f"topic {topic!r}: inline is True or False, not {options['inline']!r}")
     if options.get("inline") and (options.get("queue") or options.get("worker")):

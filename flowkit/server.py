@@ -35,19 +35,24 @@ class Server:
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._failed = False
+        self._refused: ConfigurationError | None = None
+        self._signalled = False
         self._told: set[str] = set()
 
     def run(self) -> int:
         """Consumes until SIGTERM or SIGINT; a second signal ends the process at once. Gives the exit code.
 
         0 only if every message in hand was finished and its offset committed; 1 if a group died, or if the end took
-        longer than ``shutdown_timeout``. Raises ``SettingsError`` and ``ConfigurationError`` before anything is consumed.
+        longer than ``shutdown_timeout``. Raises ``SettingsError`` and ``ConfigurationError``, also for what only the
+        brokers could refuse: then after every group has ended.
         """
         app = self.app
         app.start()
         self._consumers = self._make_consumers()
         if not self._consumers:
-            raise ConfigurationError(f"{app!r} has no topics; register a handler with @app.topic(...)")
+            raise ConfigurationError(
+                f"{app.reference or repr(app)} has no topics; register a handler with @app.topic(...)"
+            )
         upkeep = self._make_upkeep()
         self._install_signals()
         groups = ", ".join(consumer.group for consumer in self._consumers)
@@ -67,6 +72,8 @@ class Server:
         if clean:
             app.stop()
         app.monitor.notice("stopped", application=app.settings.name, clean=clean and not self._failed)
+        if self._refused is not None:
+            raise self._refused
         return 0 if clean and not self._failed else 1
 
     def stop(self) -> None:
@@ -111,6 +118,7 @@ class Server:
         except ConfigurationError as error:
             logger.error("group %s stops: %s", consumer.group, error)
             self._failed = True
+            self._refused = error
         except BaseException:
             logger.exception("group %s stops: its loop failed", consumer.group)
             self._failed = True
@@ -126,9 +134,10 @@ class Server:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         name = signal.Signals(number).name
-        if self._stopping.is_set():
+        if self._signalled:
             os.write(2, f"flowkit: {name} again, ending at once; unfinished messages come again\n".encode())
             os._exit(1)
+        self._signalled = True
         os.write(2, f"flowkit: {name}, finishing the messages in hand\n".encode())
         self.stop()
 
@@ -178,4 +187,6 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     """Plain log lines on stderr, unless the application has set up logging itself."""
     if not logging.getLogger().handlers:
         logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("kafka").setLevel(logging.ERROR)  # flowkit says itself what its clients run into
+    kafka = logging.getLogger("kafka")
+    if level > logging.DEBUG and kafka.level == logging.NOTSET:
+        kafka.setLevel(logging.CRITICAL)  # flowkit says itself what its clients run into, and once

@@ -76,9 +76,14 @@ def hosts(value: Any) -> tuple[str, ...]:
 def redis(value: Any) -> str | dict[str, Any]:
     if isinstance(value, Mapping):
         return dict(value)
-    if not isinstance(value, str) or urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+    try:
+        url = urlsplit(value if isinstance(value, str) else "")
+        known = url.scheme in ("redis", "rediss", "unix") and (url.port is None or url.port > 0)
+    except ValueError:  # its text may hold a part of the password
+        known = False
+    if not known:
         raise ValueError("expected redis://host:port/db, rediss://..., unix://... or a dict of redis-py options")
-    return value
+    return str(value)
 
 
 def retry(value: Any) -> Retry:
@@ -138,12 +143,15 @@ class Kafka:
     hosts: tuple[str, ...] = option(hosts, (), help="brokers to start from, as host:port; one is enough")
     session_timeout: float = option(seconds, 30.0, help="seconds without a heartbeat until a consumer is out")
     heartbeat_interval: float = option(seconds, 3.0, help="seconds between heartbeats")
-    offset_commit_interval: float = option(seconds, 1.0, help="seconds between offset commits")
+    offset_commit_interval: float = option(seconds, 0.2, help="seconds between offset commits")
     offset_commit_threshold: int = option(whole(0), 0, help="messages between offset commits; 0: by time only")
     max_poll_interval: float = option(seconds, 300.0, help="seconds a consumer may go without polling")
     max_poll_records: int = option(whole(1), 500, help="messages taken from the client at a time")
     ssl: Ssl = section(Ssl)
     options: Mapping[str, Any] = field(default_factory=dict, metadata={"rest": True}, kw_only=True)
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +187,7 @@ class Settings:
         given: Mapping[str, Any],
         environ: Mapping[str, str],
         *,
-        needs_redis: bool = False,
+        needs_redis: bool | Callable[[Settings], bool] = False,
         needs_kafka: bool = True,
     ) -> Settings:
         """The settings from keywords and environment.
@@ -193,9 +201,13 @@ class Settings:
         elif settings.name and (mistake := name_mistake("group", settings.name)):
             mistakes.append(f"name: {mistake}")
         if needs_kafka and not settings.kafka.hosts and not any(m.startswith("kafka.hosts") for m in mistakes):
+            near = difflib.get_close_matches("hosts", settings.kafka.options, n=1)
             mistakes.append(
                 "kafka.hosts: is required, as in kafka={'hosts': '127.0.0.1:9092'} or FLOWKIT_KAFKA_HOSTS"
+                + (f"; did you mean it with {near[0]!r}?" if near else "")
             )
+        if callable(needs_redis):
+            needs_redis = needs_redis(settings)
         if needs_redis and not settings.redis and not any(m.startswith("redis:") for m in mistakes):
             mistakes.append(
                 "redis: is required by queued routes, as in redis='redis://127.0.0.1:6379/0' or FLOWKIT_REDIS;"
@@ -210,6 +222,9 @@ class Settings:
         if mistakes:
             raise SettingsError(mistakes)
         return settings
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value of every setting, secrets masked, for people to read."""
@@ -227,7 +242,8 @@ def _load(kind: type, given: Any, environ: Mapping[str, str], path: str, mistake
         where = f"{path}{name}"
         variable = "FLOWKIT_" + where.upper().replace(".", "_")
         if "section" in f.metadata:
-            values[name] = _load(f.metadata["section"], given.get(name) or {}, environ, f"{where}.", mistakes)
+            inner = {} if given.get(name) is None else given[name]
+            values[name] = _load(f.metadata["section"], inner, environ, f"{where}.", mistakes)
             continue
         source, value = (
             (variable, environ[variable])
@@ -241,8 +257,9 @@ def _load(kind: type, given: Any, environ: Mapping[str, str], path: str, mistake
         try:
             values[name] = f.metadata["convert"](value)
         except ValueError as error:
-            shown = "" if name == "redis" else f", got {value!r}"  # a URL may hold a password
-            mistakes.append(f"{where}: {error}{shown}" + (f" (from {source})" if source == variable else ""))
+            shown = "" if name == "redis" or isinstance(value, Mapping) else f", got {value!r}"
+            mistake = re.sub(r"[^\s'\"\[]+@", "***@", f"{error}{shown}")  # a URL may hold a password
+            mistakes.append(f"{where}: {mistake}" + (f" (from {source})" if source == variable else ""))
     if any("rest" in f.metadata for f in fields(kind)):
         values["options"] = rest
     else:
@@ -258,22 +275,28 @@ def unknown_name(where: str, name: str, known: Iterable[str], noun: str) -> str:
     return f"{where}: there is no such {noun}; {hint}"
 
 
-SECRET = re.compile(r"password|passwd|secret|token|sasl_jaas|credential", re.IGNORECASE)
+SECRET = re.compile(r"password|passwd|secret|token|sasl.jaas|credential|\bpem$", re.IGNORECASE)
 
 
 def masked(name: str, value: Any) -> str:
     """``value`` as text, without the secrets in it: passwords of URLs, of dicts, and of options named like one."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={masked(str(key), item)}" for key, item in value.items())
     if SECRET.search(name) and value is not None:
         return "***"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={masked(str(key), item)}" for key, item in value.items())
     if isinstance(value, str) and "://" in value:
-        return re.sub(r"(://[^/@:]*:)[^@]*@", r"\1***@", value)
+        value = re.sub(r"(://[^/@:]*:)[^/?]*@", r"\1***@", value)
+        return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*", r"\1***", value)
     if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(masked(name, item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)
+
+
+def _shown(settings: Any) -> str:
+    """The repr of settings, in which passwords are masked too."""
+    return f"{type(settings).__name__}({', '.join(f'{name}={value}' for name, value in _rows(settings, ''))})"
 
 
 def _rows(settings: Any, path: str) -> Iterable[tuple[str, str]]:

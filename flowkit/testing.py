@@ -7,19 +7,21 @@ and responder check, all by the code that runs in production.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from .dispatch import Abort, Handling, params
+from .dispatch import Abort, Entry, Handling, params
 from .errors import ParserError
 from .message import Headers, PlainRecord, Record
-from .responses import Response, encoded, response
+from .responses import Response, response
 
 if TYPE_CHECKING:
     from .app import Flowkit
+
+T = TypeVar("T")
 
 
 class Sent:
@@ -36,13 +38,13 @@ class Sent:
 
     @property
     def value(self) -> Any:
-        """The value as the route's parser reads it; the bytes themselves where it cannot."""
+        """The value as the route's parser reads it; where it cannot, as text, or else the bytes themselves."""
         if self.raw is None:
             return None
         try:
             return self._parser.parse(self.raw)
         except ParserError:
-            return self.raw
+            return _text(self.raw)
 
     def __repr__(self) -> str:
         return f"<Sent {self.topic} key={self.key!r} {self.raw!r}>"
@@ -67,14 +69,16 @@ class Call:
 
     def all_sent(self, topic: str) -> list[Sent]:
         """Everything sent to ``topic``, by this call and those it caused."""
-        own = [item for item in self.responses if item.topic == topic]
-        return own + [item for call in self.followed for item in call.all_sent(topic)]
+        return [item for item in self._everything() if item.topic == topic]
+
+    def _everything(self) -> list[Sent]:
+        return self.responses + [item for call in self.followed for item in call._everything()]
 
     def sent(self, topic: str) -> Sent:
         """The one message sent to ``topic``. Raises ``AssertionError`` that says what was sent instead."""
         found = self.all_sent(topic)
         if len(found) != 1:
-            others = ", ".join(f"{item.topic} {item.raw!r}" for item in self.responses) or "nothing"
+            others = ", ".join(f"{item.topic} {item.raw!r}" for item in self._everything()) or "nothing"
             why = f"; the call failed: {self.error!r}" if self.error else "; it was aborted" if self.aborted else ""
             raise AssertionError(f"expected one message to {topic!r}, found {len(found)}; sent was: {others}{why}")
         return found[0]
@@ -88,7 +92,7 @@ class Client:
 
     def __init__(self, app: Flowkit) -> None:
         self.app = app
-        self._offsets: dict[str, int] = {}
+        self._offsets: dict[tuple[str, int], int] = {}
 
     def __enter__(self) -> Client:
         self.app.start(connected=False)
@@ -116,72 +120,123 @@ class Client:
         Raises what the handler or the check raised. With ``raise_errors=False`` the message is tried again as often as
         the route's ``Retry`` says, without waiting, and the last error is in ``call.error``. ``timestamp`` is in seconds.
         """
-        handling = self.app.handling(topic)
-        item = response(topic, encoded(value, handling.parser.generate), None, key, None, None, headers)
-        offset = self._offsets[topic] = self._offsets.get(topic, -1) + 1
-        milliseconds = int((time.time() if timestamp is None else timestamp) * 1000)
-        record = PlainRecord(topic, partition, offset, milliseconds, item.key, item.value, item.headers)
-        call = Call(topic)
-        self._attempt(handling, record, call, raise_errors)
-        if follow:
-            self._follow(call, raise_errors)
-        return call
+        data = None if value is None else self.app.handling(topic).parser.generate(value)
+        return self._send(topic, data, key, headers, partition, timestamp, raise_errors, follow)
 
-    def send_raw(self, topic: str, value: bytes, **options: Any) -> Call:
+    def send_raw(
+        self,
+        topic: str,
+        value: bytes,
+        *,
+        key: str | bytes | None = None,
+        headers: Any = None,
+        partition: int = 0,
+        timestamp: float | None = None,
+        raise_errors: bool = True,
+        follow: bool = False,
+    ) -> Call:
         """``send`` with the bytes of the message as they are, for testing what cannot be parsed."""
-        return self.send(topic, bytes(value), **options)
+        return self._send(topic, bytes(value), key, headers, partition, timestamp, raise_errors, follow)
 
     def send_batch(self, topic: str, values: Iterable[Any], **options: Any) -> list[Call]:
         """``send`` for each of several values, in order."""
         return [self.send(topic, value, **options) for value in values]
 
-    def _attempt(self, handling: Handling, record: Record, call: Call, raise_errors: bool) -> None:
+    def _send(
+        self,
+        topic: str,
+        data: bytes | str | None,
+        key: str | bytes | None,
+        headers: Any,
+        partition: int,
+        timestamp: float | None,
+        raise_errors: bool,
+        follow: bool,
+    ) -> Call:
+        handling = self.app.handling(topic)
+        item = response(topic, data, None, key, partition, None, headers)
+        offset = self._offsets[topic, partition] = self._offsets.get((topic, partition), -1) + 1
+        milliseconds = int((time.time() if timestamp is None else timestamp) * 1000)
+        record = PlainRecord(topic, partition, offset, milliseconds, item.key, item.value, item.headers)
+        call = Call(topic)
         attempts = 1 if raise_errors else handling.retry.attempts
+        if handling.inline:
+            responses = self._try(handling, record, call, attempts, handling.one)
+        else:
+            responses = self._queue(handling, record, call, attempts)
+        if call.error is not None and raise_errors:
+            raise call.error
+        call.responses = [Sent(item, handling.parser) for item in responses or ()]
+        if follow:
+            self._follow(call, raise_errors)
+        return call
+
+    def _queue(self, handling: Handling, record: Record, call: Call, attempts: int) -> Sequence[Response] | None:
+        """What the consumer does, then what the worker does: each with attempts of its own, and hooks in the first only."""
+
+        def admit(record: Record, attempt: int, received: float) -> Entry:
+            ticket = handling.admit(record, attempt, received)
+            if ticket is None:
+                raise Abort
+            message, entry = ticket
+            if message.worker is not None:
+                call.worker = message.worker
+                message.worker.perform_async(handling.topic, params(handling.topic, entry))
+            else:
+                call.queue = message.queue or handling.queue
+            return entry
+
+        entry = self._try(handling, record, call, attempts, admit)
+        if entry is None or call.worker is not None:
+            return None
+        entry = orjson.loads(orjson.dumps(entry))
+        return self._try(
+            handling,
+            handling.record(entry),
+            call,
+            attempts,
+            lambda record, attempt, _: handling.handle(handling.message(record, attempt, entry[3])),
+        )
+
+    def _try(
+        self,
+        handling: Handling,
+        record: Record,
+        call: Call,
+        attempts: int,
+        step: Callable[[Record, int, float], T],
+    ) -> T | None:
+        """What ``step`` gives at the first attempt that does not fail; None if every one did, or if it was aborted."""
         for attempt in range(1, attempts + 1):
             call.attempts = attempt
+            received = time.time()
             try:
-                responses = self._run(handling, record, attempt, call)
+                result = step(record, attempt, received)
             except Abort:
                 call.error, call.aborted = None, True
-                return
+                return None
             except Exception as error:
-                handling.failed(record, error, attempt, time.time())
-                if raise_errors:
-                    raise
                 call.error = error
+                handling.failed(record, error, attempt, received)
             else:
                 call.error = None
-                call.responses = [Sent(item, handling.parser) for item in responses]
-                return
+                return result
         if handling.dead_letter is not None and call.error is not None:
             call.dead_letter = Sent(handling.dead(record, call.error, call.attempts), handling.parser)
-
-    def _run(self, handling: Handling, record: Record, attempt: int, call: Call) -> Sequence[Response]:
-        received = time.time()
-        if handling.inline:
-            return handling.call(record, attempt, received)
-        ticket = handling.admit(record, attempt, received)
-        if ticket is None:
-            raise Abort
-        admitted, entry = ticket
-        if admitted.worker is not None:
-            call.worker = admitted.worker
-            admitted.worker.perform_async(handling.topic, params(handling.topic, entry))
-            return ()
-        call.queue = admitted.queue or handling.queue
-        entry = orjson.loads(orjson.dumps(entry))
-        return handling.handle(handling.message(handling.record(entry), attempt, entry[3]))
+        return None
 
     def _follow(self, call: Call, raise_errors: bool) -> None:
         for item in call.responses:
             if item.topic in self.app.handlings:
                 call.followed.append(
-                    self.send(
+                    self._send(
                         item.topic,
                         item.raw,
-                        key=item.key,
-                        headers=list(item.headers.pairs),
-                        raise_errors=raise_errors,
+                        item.key,
+                        list(item.headers.pairs),
+                        item.partition or 0,
+                        None,
+                        raise_errors,
                         follow=True,
                     )
                 )

@@ -24,9 +24,12 @@ EVERY = 1.0
 CLEAN_EVERY = 15.0
 """Seconds between looks for jobs of killed workers, and for new queues."""
 
+CLEAN_LOCK = 60
+"""Seconds after which others may look for them if whoever does it is killed meanwhile."""
+
 
 class Upkeep(threading.Thread):
-    """One thread that looks after flowkit's queues. Where several processes run one, RQ's lock per queue picks who works."""
+    """One thread that looks after flowkit's queues. Where several processes run one, RQ's locks per queue pick who works."""
 
     def __init__(self, redis_settings: str | Mapping[str, Any], application: str) -> None:
         super().__init__(name="flowkit-upkeep", daemon=True)
@@ -48,25 +51,31 @@ class Upkeep(threading.Thread):
             except Exception:
                 logger.exception("looking after the queues failed; trying again")
                 self._ended.wait(CLEAN_EVERY)
-        if self._scheduler is not None:
-            try:
-                self._scheduler.release_locks()
-            except Exception as error:
-                logger.warning("the scheduler's locks are left to run out: %r", error)
+        self.close()
 
     def stop(self) -> None:
         self._ended.set()
 
+    def close(self) -> None:
+        """Lets the next one look after the queues at once."""
+        try:
+            if self._scheduler is not None:
+                self._scheduler.release_locks()
+        except Exception as error:
+            logger.warning("the scheduler's locks are left to run out: %r", error)
+        self.redis.close()
+
     def turn(self) -> None:
         """Puts due retries back; every ``CLEAN_EVERY`` seconds also what killed workers left."""
-        if time.monotonic() >= self._clean_at:
+        cleaning = time.monotonic() >= self._clean_at
+        if cleaning:
             self._clean_at = time.monotonic() + CLEAN_EVERY
             self._look_for_queues()
-            for queue in self._queues:
-                if self._scheduler is not None and queue.name in self._scheduler.acquired_locks:
-                    self._clean(queue)
         if self._scheduler is not None and self._scheduler.acquired_locks:
             self._scheduler.enqueue_scheduled_jobs()
+        if cleaning:  # last: if it fails, the due retries are back
+            for queue in self._queues:
+                self._clean(queue)
 
     def _look_for_queues(self) -> None:
         names = sorted(known_queues(self.redis, self.application))
@@ -83,6 +92,21 @@ class Upkeep(threading.Thread):
             self._scheduler.acquire_locks()
 
     def _clean(self, queue: Queue) -> None:
-        queue.started_job_registry.cleanup()
-        janitor = Worker([queue], connection=self.redis, serializer=Envelope, prepare_for_work=False)
-        queue.intermediate_queue.cleanup(janitor, queue)
+        """Under the lock of RQ's own workers, which do the same every ten minutes, so that no job is put back twice."""
+        if not self.redis.set(queue.registry_cleaning_key, 1, nx=True, ex=CLEAN_LOCK):
+            return
+        try:
+            queue.started_job_registry.cleanup()
+            # One name, because RQ keeps a count of failures by it; a small ttl, because a larger one would raise the
+            # time-out of our connection.
+            janitor = Worker(
+                [queue],
+                name="flowkit-upkeep",
+                connection=self.redis,
+                serializer=Envelope,
+                prepare_for_work=False,
+                worker_ttl=15,
+            )
+            queue.intermediate_queue.cleanup(janitor, queue)
+        finally:
+            queue.release_maintenance_lock()

@@ -17,7 +17,7 @@ import redis
 from rq import Queue, SimpleWorker
 from rq.job import Job
 
-from .errors import RedisUnavailable
+from .errors import FlowkitError, RedisUnavailable
 from .jobs import Envelope, connect, known_queues, redis_errors
 from .retry import Retry
 
@@ -38,6 +38,14 @@ RESTART = Retry(first=0.5, cap=15.0)
 LIFE = 45
 """Seconds after its last heartbeat until a job counts as its dead worker's, and goes back to its queue."""
 
+GRACE = 60.0
+"""Seconds after a job's time-out until its worker ends, because nothing could interrupt the job. RQ's own takes as many."""
+
+IDLE = 60
+"""Seconds that RQ waits for a job until it looks whether Redis is still there; its own default is 420."""
+
+STOP = (signal.SIGTERM, signal.SIGINT)
+
 
 class Worker(SimpleWorker):
     """RQ's worker without a fork for each job: handlers, connections and producers live from job to job.
@@ -45,6 +53,16 @@ class Worker(SimpleWorker):
     RQ's own SimpleWorker does not beat its heart during a job, so the job of a killed one comes back only after its whole
     time-out. This one does, from a thread, so it comes back within a minute.
     """
+
+    forced = False
+    """Whether a second signal has broken off the job in hand, which RQ then puts back."""
+
+    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
+        try:
+            super().request_force_stop(signum, frame)
+        except SystemExit:
+            self.forced = True
+            raise
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
         return LIFE
@@ -58,9 +76,13 @@ class Worker(SimpleWorker):
     @contextlib.contextmanager
     def _beating(self, job: Job, execution: Any) -> Iterator[None]:
         ended = threading.Event()
+        overdue = time.monotonic() + (job.timeout or Queue.DEFAULT_TIMEOUT) + GRACE
 
         def beat() -> None:
             while not ended.wait(HEARTBEAT):
+                if time.monotonic() > overdue:
+                    logger.error("job %s cannot be interrupted; its worker ends, and the job goes back", job.id)
+                    os._exit(1)
                 try:
                     self.maintain_heartbeats(job, execution)
                 except Exception as error:
@@ -92,11 +114,13 @@ def run_worker(app: Flowkit, queue: str, *, burst: bool = False) -> int:
             connection=connection,
             serializer=Envelope,
             log_job_description=False,
+            worker_ttl=IDLE,
         )
         worker.work(burst=burst, logging_level="WARNING")
     app.stop()
     # RQ's loop ends without a word when Redis goes away, as it ends on request; only the latter is clean
-    return 0 if burst or worker._stop_requested or worker._shutdown_requested_date else 1
+    ended = burst or worker._stop_requested or worker._shutdown_requested_date
+    return 0 if ended and not worker.forced else 1
 
 
 class Workers:
@@ -115,11 +139,12 @@ class Workers:
         self._ended: list[str] = []
         self._stopping = False
         self._code = 0
+        self._alive = os.pipe()
 
     def run(self) -> int:
         """Works until SIGTERM or SIGINT, which goes on to every process. Gives the exit code: 0 if all ended clean."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        for number in STOP:
+            signal.signal(number, self._on_signal)
         settings = self.app.settings_for_queues()
         assert settings.redis is not None
         connection = connect(settings.redis)
@@ -169,17 +194,23 @@ class Workers:
             self._start_at[queue] = time.monotonic() + delay
 
     def _fork(self, queue: str) -> None:
-        pid = os.fork()
-        if pid:
-            self._pids[pid] = queue
-            return
+        with _signals_wait():  # one in the midst of this would miss the new process
+            if self._stopping:
+                return
+            pid = os.fork()
+            if pid:
+                self._pids[pid] = queue
+                return
+            for number in STOP:
+                signal.signal(number, lambda *_: os._exit(0))  # until RQ's loop has its own: no job is in hand
+        os.close(self._alive[1])
+        threading.Thread(target=_end_with_parent, args=(self._alive[0],), name="flowkit-parent", daemon=True).start()
         code = 1
         try:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
             code = run_worker(self.app, queue, burst=self.burst)
         except Exception as error:
-            logger.error("the worker of queue %s failed: %s", queue, error)
+            traceback = not isinstance(error, FlowkitError)
+            logger.error("the worker of queue %s failed: %s", queue, error, exc_info=traceback)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -190,3 +221,20 @@ class Workers:
         for pid in list(self._pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Holds back the signals that ask for a stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(pipe: int) -> None:
+    """Asks this process to stop when its parent is gone: nobody would restart it, stop it or give it new code any more."""
+    os.read(pipe, 1)  # ends when the other end is closed, which only the parent has
+    logger.warning("the process that started this worker is gone; it ends after the job in hand")
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 with warnings.catch_warnings():  # kafka-python 3.0 warns at its own import, which must not fail under -W error
@@ -15,12 +16,14 @@ with warnings.catch_warnings():  # kafka-python 3.0 warns at its own import, whi
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.net.compat import KafkaNetClient
+from kafka.net.sasl import SASL_MECHANISMS
 from kafka.partitioner import murmur2
 from kafka.partitioner.sticky import StickyPartitioner
 
 from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError
 from ..message import HeaderPairs, Partition, Record
-from ..settings import Settings, unknown_name
+from ..settings import Kafka, Settings, unknown_name
 from . import CommitRefused, Offsets, Rebalance
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ REFUSED = (
     kafka_errors.UnknownMemberIdError,
     kafka_errors.FencedInstanceIdError,
 )
+PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 FORBIDDEN = (
     kafka_errors.AuthorizationError,
     kafka_errors.SaslAuthenticationFailedError,
@@ -73,7 +77,8 @@ def _options(settings: Settings, kind: Any, defaults: Mapping[str, Any]) -> dict
     known = consumer.keys() | producer.keys()
     for name in settings.kafka.options:
         if name not in known:
-            raise ConfigurationError(unknown_name(f"kafka.{name}", name, known, "option of kafka-python"))
+            known |= {field.name for field in fields(Kafka)} - {"options"}
+            raise ConfigurationError(unknown_name(f"kafka.{name}", name, known, "setting, or option of kafka-python"))
     options = dict(defaults)
     options["bootstrap_servers"] = list(settings.kafka.hosts)
     options["client_id"] = settings.name
@@ -85,22 +90,101 @@ def _options(settings: Settings, kind: Any, defaults: Mapping[str, Any]) -> dict
         options["ssl_certfile"] = ssl.client_cert
         options["ssl_keyfile"] = ssl.client_cert_key
     options.update({name: value for name, value in settings.kafka.options.items() if name in kind.DEFAULT_CONFIG})
+    _check_security(options)
     return options
+
+
+def _check_security(options: Mapping[str, Any]) -> None:
+    """Raises ``ConfigurationError`` for what kafka-python takes in silence, and then never connects or logs in with."""
+    protocol, mechanism = options.get("security_protocol", "PLAINTEXT"), options.get("sasl_mechanism")
+    if protocol not in PROTOCOLS:
+        raise ConfigurationError(unknown_name("kafka.security_protocol", protocol, PROTOCOLS, "protocol"))
+    if mechanism is not None and mechanism not in SASL_MECHANISMS:
+        raise ConfigurationError(unknown_name("kafka.sasl_mechanism", mechanism, SASL_MECHANISMS, "mechanism"))
+    if (mechanism is not None) != protocol.startswith("SASL_"):
+        raise ConfigurationError(
+            f"kafka.security_protocol is {protocol} and kafka.sasl_mechanism is {mechanism}: logging in needs both,"
+            " SASL_SSL or SASL_PLAINTEXT and for example PLAIN"
+        )
 
 
 def _open(kind: Callable[..., Any], settings: Settings, options: dict[str, Any]) -> Any:
     where = ", ".join(settings.kafka.hosts)
+    door = _Door(auto_create_topics=options.get("allow_auto_create_topics", False))
+    options.setdefault("kafka_client", door.open)
     try:
-        return kind(**options)
-    except FORBIDDEN as error:
-        raise ConfigurationError(f"Kafka at {where} refuses this application: {error}") from error
-    except (kafka_errors.KafkaError, OSError) as error:
-        raise BrokerUnavailable(
+        made = kind(**options)
+    except Exception as error:
+        door.close()
+        raise _explained(door.refused or error, where) from error
+    door.leave_open()
+    return made
+
+
+class _Door:
+    """Makes the network client of one consumer or producer, and knows why a broker did not let it in.
+
+    After a refused login kafka-python tries on until its time is over, and then says only that it is.
+    """
+
+    def __init__(self, *, auto_create_topics: bool) -> None:
+        self.refused: Exception | None = None
+        self._auto_create_topics = auto_create_topics
+        self._clients: list[Any] = []
+
+    def open(self, **config: Any) -> Any:
+        client = KafkaNetClient(**config)
+        self._clients.append(client)
+        # kafka-python 3.0 takes this option and forgets it, so that asking for a topic would make it
+        client.cluster.config["allow_auto_create_topics"] = self._auto_create_topics
+        manager = client._manager
+        get_connection = manager.get_connection
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            connection = get_connection(*arguments, **options)
+            connection.init_future.add_errback(self._look_at)
+            made = connection.connection_made
+            connection.connection_made = lambda transport: made(_hears_the_last_word(transport))
+            return connection
+
+        manager.get_connection = watched
+        return client
+
+    def _look_at(self, error: Exception) -> None:
+        if isinstance(error, FORBIDDEN):
+            self.refused = error
+
+    def leave_open(self) -> None:
+        for client in self._clients:
+            del client._manager.get_connection  # the one of its class again, for it is called with each request
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()  # kafka-python leaves its IO thread running when a constructor fails
+
+
+def _hears_the_last_word(transport: Any) -> Any:
+    """kafka-python drops what it reads together with the end of a connection: a broker's reason for refusing a login."""
+    receive = transport._sock_recv
+
+    def all_received() -> tuple[bytes, Exception | None]:
+        data, error = receive()
+        return data, None if data else error
+
+    transport._sock_recv = all_received
+    return transport
+
+
+def _explained(error: Exception, where: str) -> Exception:
+    """flowkit's error for what a constructor of kafka-python raised, with the next step."""
+    if isinstance(error, FORBIDDEN):
+        return ConfigurationError(f"Kafka at {where} refuses this application: {error}")
+    if isinstance(error, kafka_errors.KafkaError | OSError):
+        return BrokerUnavailable(
             f"no Kafka broker answers at {where}; is it running, and is kafka.hosts right?"
             f" (`flowkit dev` starts one for development) [{type(error).__name__}]"
-        ) from error
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"kafka-python refuses the options given in kafka={{...}}: {error}") from error
+        )
+    return ConfigurationError(f"kafka-python refuses the options given in kafka={{...}}: {error}")
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]

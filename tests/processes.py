@@ -1,0 +1,92 @@
+"""Real processes for tests: ``flowkit run``, ``rq worker``, ... with their output at hand and no process left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+APPS = Path(__file__).parent / "apps"
+"""Small applications that tests run; the working directory of every process unless another is given."""
+
+BIN = Path(sys.executable).parent
+
+
+class Process:
+    """A command as a child in a session of its own. Used as ``with Process("flowkit", "run", "relay:app") as process``."""
+
+    def __init__(self, *command: str, cwd: Path = APPS, env: Mapping[str, str] | None = None, log: Path) -> None:
+        self.command = command
+        self.log = log
+        program = BIN / command[0]
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [str(program) if program.exists() else command[0], *command[1:]],
+                cwd=cwd,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def output(self) -> str:
+        """All that it (and those before it with the same log) printed."""
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, text: str, timeout: float = 30) -> None:
+        """Waits until it has printed ``text``."""
+        deadline = time.monotonic() + timeout
+        while text not in self.output:
+            if time.monotonic() > deadline or self.popen.poll() is not None and text not in self.output:
+                raise AssertionError(f"{' '.join(self.command)} did not print {text!r}:\n{self.output[-4000:]}")
+            time.sleep(0.02)
+
+    def children(self) -> list[int]:
+        """The process ids of its direct children, for example the work horse of ``rq worker``."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                if int(fields[1]) == self.pid and fields[0] != "Z":
+                    found.append(int(stat.parent.name))
+        return found
+
+    def kill(self) -> None:
+        """SIGKILL, to it alone."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def stop(self, timeout: float = 40) -> int:
+        """SIGTERM; gives the exit code."""
+        self.popen.terminate()
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 40) -> int:
+        """Waits for the end; gives the exit code."""
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{' '.join(self.command)} did not end:\n{self.output[-4000:]}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.popen.wait()

@@ -1,0 +1,1503 @@
+"""The consumer's loop, turn by turn, on the broker in memory: what is handled, repeated, committed, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+import flowkit.consumer
+import flowkit.dispatch
+from flowkit import Flowkit, Message, Retry
+from flowkit.clients import CommitRefused
+from flowkit.clients.memory import Broker
+from flowkit.clients.memory import Consumer as MemoryConsumer
+from flowkit.consumer import LONGEST_BATCH, Consumer
+from flowkit.dispatch import close_loop
+from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError, RedisUnavailable
+from flowkit.jobs import Mark, Marks, MarksMoved, Pack
+from flowkit.message import Partition
+from flowkit.producer import Producer
+
+NOWAIT = Retry(first=0)
+HOUR = 3600.0
+
+
+class Clock:
+    """Time that only moves when a test says so. It stands for the module ``time`` of the loop and of dispatch."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Events:
+    """A monitor that remembers."""
+
+    def __init__(self) -> None:
+        self.notices: list[tuple[str, dict[str, Any]]] = []
+        self.errors: list[tuple[str, BaseException, str]] = []
+
+    def notice(self, event: str, **details: Any) -> None:
+        self.notices.append((event, details))
+
+    def notice_error(self, event: str, error: BaseException, message: str = "", **_: Any) -> None:
+        self.errors.append((event, error, message))
+
+    def count(self, event: str) -> int:
+        return sum(name == event for name, _ in self.notices)
+
+
+class Redis:
+    """A ``JobQueue`` in memory: jobs and marks move together, and only from the marks that the caller expects."""
+
+    def __init__(self) -> None:
+        self.queued: dict[Partition, int] = {}
+        self.noted: dict[Partition, int] = {}
+        self.jobs: list[tuple[str, int, int]] = []
+        self.queues: list[str] = []
+        self.down = 0
+        self.before_enqueue: Callable[[], None] = lambda: None
+        self.enqueued = 0
+
+    def _ask(self) -> None:
+        if self.down:
+            self.down -= 1
+            raise RedisUnavailable("Redis does not answer")
+
+    def marks(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Mark]:
+        self._ask()
+        return {p: Mark(self.queued.get(p), self.noted.get(p)) for p in partitions}
+
+    def rewind(self, group: str, partition: Partition, offset: int | None) -> None:
+        self._ask()
+        for marks in (self.queued, self.noted):
+            marks.pop(partition, None)
+            if offset is not None:
+                marks[partition] = offset
+
+    def committed(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        self._ask()
+        self.noted.update(offsets)
+
+    def enqueue(self, group: str, packs: Iterable[Pack], expected: Marks, moved: Mapping[Partition, int]) -> int:
+        self.before_enqueue()
+        self._ask()
+        self.enqueued += 1
+        if any(self.queued.get(partition) != expected.get(partition) for partition in moved):
+            raise MarksMoved
+        self.queued.update(moved)
+        for pack in packs:
+            self.jobs += [(pack.handling.topic, entry[0], entry[1]) for entry in pack.entries]
+            self.queues += [pack.queue] * len(pack.entries)
+        return 1
+
+    def put(self, partition: Partition, offsets: Iterable[int]) -> None:
+        """What another consumer of the group does."""
+        for offset in offsets:
+            self.jobs.append((partition.topic, partition.partition, offset))
+            self.queued[partition] = offset + 1
+
+
+class Loop:
+    """A consumer of all topics of ``app``, and the broker it consumes from."""
+
+    def __init__(self, app: Flowkit, clock: Clock, redis: Redis | None = None, broker: Broker | None = None) -> None:
+        self.clock = clock
+        self.broker = broker or Broker()
+        self.events = Events()
+        self.commits: list[dict[Partition, int]] = []
+        self.producer = Producer(lambda: app.settings, self.broker.producer)
+        self.consumer = Consumer(
+            "g",
+            app.handlings,
+            app.settings,
+            self.events,
+            self.producer,
+            self._client,
+            redis,  # type: ignore[arg-type]
+        )
+
+    def _client(self, settings: Any, group: str) -> MemoryConsumer:
+        client = self.broker.consumer(settings, group)
+        commit = client.commit
+
+        def remember(offsets: Mapping[Partition, int]) -> None:
+            if offsets:
+                self.commits.append(dict(offsets))
+            commit(offsets)
+
+        client.commit = remember  # type: ignore[method-assign]
+        return client
+
+    @property
+    def client(self) -> Any:
+        return self.consumer.client
+
+    def put(self, topic: str, *values: int, partition: int = 0) -> None:
+        for value in values:
+            self.broker.append(topic, str(value).encode(), partition=partition)
+
+    def turn(self, times: int = 1, *, after: float = 0.0) -> None:
+        """Turns, each ``after`` so many seconds."""
+        for _ in range(times):
+            self.clock.now += after
+            self.consumer.turn()
+
+    def committed(self, topic: str, partition: int = 0) -> int | None:
+        return self.broker.commits["g"].get(Partition(topic, partition))
+
+    def take_away(self, topic: str, partition: int = 0, *, lost: bool = False) -> None:
+        """The group gives a partition to somebody else; the next poll brings it back."""
+        place = Partition(topic, partition)
+        if lost:
+            self.consumer.lost([place])
+        else:
+            self.broker.commits["g"].update(self.consumer.revoked([place]))
+        del self.client.positions[place]
+
+    def values(self, topic: str) -> list[int]:
+        return [int(record.value or b"-1") for record in self.broker.records(topic)]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (flowkit.consumer, flowkit.dispatch):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
+    return clock
+
+
+def make_app(**settings: Any) -> Flowkit:
+    kafka = {"hosts": "127.0.0.1:9", **settings.pop("kafka", {})}
+    return Flowkit("t", kafka=kafka, **{"inline": True, "retry": NOWAIT, **settings})
+
+
+def recorder(app: Flowkit, topic: str = "a", **options: Any) -> list[int]:
+    """A handler that remembers the values it was given."""
+    seen: list[int] = []
+    app.add_topic(topic, lambda value: seen.append(value), **options)
+    return seen
+
+
+# Offsets: last handled + 1, when they are due.
+
+
+def test_the_committed_offset_is_the_last_handled_one_plus_one(clock: Clock) -> None:
+    app = make_app()
+    seen = recorder(app)
+    loop = Loop(app, clock)
+    loop.broker.create("a", 2)
+    loop.put("a", 1, 2, 3)
+    loop.put("a", 4, partition=1)
+    loop.turn()
+    assert seen == [1, 2, 3, 4]
+    assert (loop.committed("a", 0), loop.committed("a", 1)) == (3, 1)
+
+
+def test_nothing_is_committed_for_a_partition_without_messages(clock: Clock) -> None:
+    app = make_app()
+    recorder(app)
+    loop = Loop(app, clock)
+    loop.broker.create("a", 2)
+    loop.put("a", 1)
+    loop.turn()
+    assert loop.commits == [{Partition("a", 0): 1}]
+
+
+def test_commits_wait_for_the_interval_and_are_not_repeated(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_interval": 5})
+    recorder(app)
+    loop = Loop(app, clock)
+    for value in range(11):
+        loop.put("a", value)
+        loop.turn(after=1)
+    assert [commit[Partition("a", 0)] for commit in loop.commits] == [1, 6, 11]
+    loop.turn(20, after=1)
+    assert len(loop.commits) == 3
+
+
+def test_the_threshold_commits_in_the_middle_of_a_batch(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR, "offset_commit_threshold": 4})
+    recorder(app)
+    loop = Loop(app, clock)
+    loop.turn()  # the first commit is due at once
+    loop.put("a", *range(10))
+    loop.turn()
+    assert [commit[Partition("a", 0)] for commit in loop.commits] == [4, 8]
+    loop.put("a", 10, 11)
+    loop.turn()
+    assert loop.committed("a") == 12
+
+
+def test_the_threshold_counts_over_partitions_and_turns(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR, "offset_commit_threshold": 4})
+    recorder(app)
+    loop = Loop(app, clock)
+    loop.turn()
+    loop.broker.create("a", 2)
+    loop.put("a", *range(3))
+    loop.turn()
+    assert loop.commits == []
+    loop.put("a", *range(3), partition=1)
+    loop.turn()
+    assert loop.commits[0] == {Partition("a", 0): 3, Partition("a", 1): 1}
+
+
+def test_the_threshold_counts_queued_messages_too(clock: Clock) -> None:
+    app = make_app(inline=False, kafka={"offset_commit_interval": HOUR, "offset_commit_threshold": 4})
+    recorder(app)
+    loop = Loop(app, clock, Redis())
+    loop.turn()
+    for value in range(8):
+        loop.put("a", value)
+        loop.turn()
+    assert [commit[Partition("a", 0)] for commit in loop.commits] == [4, 8]
+
+
+def test_a_tiny_commit_interval_still_makes_progress(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(kafka={"offset_commit_interval": 1e-9})
+    seen = recorder(app)
+    loop = Loop(app, clock)
+
+    def ticking() -> float:
+        clock.now += 1e-6
+        return clock.now
+
+    monkeypatch.setattr(clock, "monotonic", ticking)
+    loop.put("a", *range(50))
+    loop.turn(3)
+    assert seen == list(range(50))
+    assert loop.committed("a") == 50
+
+
+def test_a_refused_commit_is_a_warning_and_the_messages_come_again(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app()
+    seen = recorder(app)
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+    commit = loop.client.commit
+
+    def refuse(offsets: Any) -> None:
+        raise CommitRefused("the member is not known")
+
+    loop.client.commit = refuse
+    loop.turn()
+    assert loop.committed("a") is None
+    assert "the commit came too late" in caplog.text
+    assert "the member is not known" in caplog.text
+    loop.client.commit = commit
+    loop.take_away("a", lost=True)
+    loop.turn(2, after=1)
+    assert seen == [1, 2, 1, 2]
+    assert loop.committed("a") == 2
+
+
+# A failing message: its partition waits, the others go on, nothing is skipped.
+
+
+def failing_at(app: Flowkit, poison: int, topic: str = "a", until: int = 10**9, **options: Any) -> list[int]:
+    """A handler that fails for one value, ``until`` so many times."""
+    seen: list[int] = []
+    failures = 0
+
+    def handler(value: int) -> None:
+        nonlocal failures
+        seen.append(value)
+        if value == poison and failures < until:
+            failures += 1
+            raise ValueError(f"cannot do {value}")
+
+    app.add_topic(topic, handler, **options)
+    return seen
+
+
+def test_a_failure_commits_up_to_it_and_holds_its_partition_only(clock: Clock) -> None:
+    app = make_app(retry=Retry(first=10, jitter=0))
+    seen = failing_at(app, 3, until=1)
+    loop = Loop(app, clock)
+    loop.broker.create("a", 2)
+    loop.put("a", 1, 2, 3, 4, 5)
+    loop.put("a", 101, partition=1)
+    loop.turn()
+    assert seen == [1, 2, 3, 101]
+    assert (loop.committed("a", 0), loop.committed("a", 1)) == (2, 1)
+    assert loop.client.paused == {Partition("a", 0)}
+    assert loop.client.positions[Partition("a", 0)] == 2
+    assert "a[0]@2 failed" in loop.events.errors[0][2]
+    assert "again in 10.0 s; partition 0 of a waits, nothing is skipped" in loop.events.errors[0][2]
+
+    loop.put("a", 102, partition=1)
+    loop.turn(after=9.9)
+    assert seen[4:] == [102]
+    assert (loop.committed("a", 0), loop.committed("a", 1)) == (2, 2)
+
+    loop.turn(2, after=0.1)
+    assert seen[5:] == [3, 4, 5]
+    assert loop.client.paused == set()
+    loop.turn(after=1)
+    assert loop.committed("a", 0) == 5
+
+
+def test_waits_grow_with_the_attempts(clock: Clock) -> None:
+    app = make_app(retry=Retry(first=1, factor=3, cap=5, jitter=0))
+    failing_at(app, 1, until=4)
+    loop = Loop(app, clock)
+    loop.put("a", 1)
+    waits = []
+    for _ in range(4):
+        before = clock.now
+        loop.turn()
+        waits.append(loop.consumer.tracks[Partition("a", 0)].resume_at - before)  # type: ignore[operator]
+        loop.turn(after=waits[-1])
+    assert waits == [1, 3, 5, 5]
+
+
+def test_attempts_count_from_one_and_every_failure_is_reported(clock: Clock) -> None:
+    app = make_app()
+    attempts: list[tuple[int, int]] = []
+    reported: list[tuple[str, int, int]] = []
+
+    @app.topic("a")
+    def handler(value: int, message: Message) -> None:
+        attempts.append((value, message.attempt))
+        if value == 2 and message.attempt < 4:
+            raise ValueError("not yet")
+
+    @app.after_failure("a")
+    def report(error: Exception, message: Message) -> None:
+        reported.append((str(error), message.offset, message.attempt))
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3)
+    loop.turn(4)
+    assert attempts == [(1, 1), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1)]
+    assert reported == [("not yet", 1, 1), ("not yet", 1, 2), ("not yet", 1, 3)]
+
+
+def test_without_a_dead_letter_a_message_is_never_skipped(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=2, first=0))
+    seen = failing_at(app, 2)
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3)
+    loop.turn(50, after=1)
+    assert seen == [1] + [2] * 50
+    assert loop.committed("a") == 1
+
+
+def test_a_cancelled_coroutine_holds_its_partition_only(clock: Clock) -> None:
+    app = make_app()
+    seen = recorder(app, "b")
+
+    @app.topic("a")
+    async def handler(value: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    loop = Loop(app, clock)
+    loop.put("a", 1)
+    loop.put("b", 2)
+    loop.turn(3)
+    close_loop()
+    assert seen == [2]
+    assert loop.committed("a") == 0
+
+
+@pytest.mark.parametrize("what", ["raises", "aborts"])
+def test_an_after_failure_hook_that_fails_changes_nothing(
+    clock: Clock, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    app = make_app()
+    seen = failing_at(app, 1, until=1)
+
+    @app.after_failure
+    def report(error: Exception) -> None:
+        if what == "aborts":
+            app.abort()
+        raise RuntimeError("no")
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+    loop.turn(2, after=1)
+    assert seen == [1, 1, 2]
+    assert loop.committed("a") == 2
+    assert "an after_failure hook failed itself, for a[0]@0" in caplog.text
+
+
+# Dead letters.
+
+
+def test_a_dead_letter_after_every_attempt_and_then_progress(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=3, first=0), dead_letter="dead")
+    seen = failing_at(app, 2)
+    loop = Loop(app, clock)
+    loop.broker.append("a", b"1")
+    loop.broker.append("a", b"2", b"key", (("trace", b"x"), ("trace", b"y"), ("none", None)))
+    loop.broker.append("a", b"3")
+    loop.turn(4, after=1)
+    assert seen == [1, 2, 2, 2, 3]
+    assert loop.committed("a") == 3
+    (letter,) = loop.broker.records("dead")
+    assert (letter.key, letter.value) == (b"key", b"2")
+    assert letter.headers[:3] == (("trace", b"x"), ("trace", b"y"), ("none", None))
+    headers = dict(letter.headers)
+    assert headers["kafka_dlt-original-topic"] == b"a"
+    assert headers["kafka_dlt-original-partition"] == struct.pack(">i", 0)
+    assert headers["kafka_dlt-original-offset"] == struct.pack(">q", 1)
+    assert headers["kafka_dlt-original-consumer-group"] == app.handlings["a"].group.encode()
+    assert headers["kafka_dlt-exception-fqcn"] == b"builtins.ValueError"
+    assert headers["kafka_dlt-exception-message"] == b"cannot do 2"
+    assert headers["flowkit-attempts"] == b"3"
+    assert loop.events.count("dead_letter") == 1
+
+
+def test_a_dead_letter_takes_any_error_text(clock: Clock) -> None:
+    app = make_app(retry=1, dead_letter="dead")
+
+    @app.topic("a")
+    def handler(value: int) -> None:
+        raise ValueError("a lone surrogate \ud800")
+
+    loop = Loop(app, clock)
+    loop.put("a", 1)
+    loop.turn()
+    assert len(loop.broker.records("dead")) == 1
+    assert loop.committed("a") == 1
+
+
+def test_the_message_after_a_dead_letter_starts_with_attempt_one(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=2, first=0), dead_letter="dead")
+    attempts: list[tuple[int, int]] = []
+
+    @app.topic("a")
+    def handler(value: int, message: Message) -> None:
+        attempts.append((value, message.attempt))
+        raise ValueError
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+    loop.turn(3)
+    assert attempts == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert loop.values("dead") == [1, 2]
+
+
+@pytest.mark.parametrize("problem", ["refused", "no topic", "no broker"])
+def test_a_dead_letter_that_cannot_be_delivered_keeps_the_message(
+    clock: Clock, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(retry=Retry(attempts=2, first=0), dead_letter="dead")
+    seen = failing_at(app, 2)
+    loop = Loop(app, clock, broker=Broker(strict=True))
+    loop.broker.create("a")
+    if problem == "refused":
+        loop.broker.create("dead")
+        loop.broker.refuse = RuntimeError("disk full")
+    elif problem == "no broker":
+        loop.broker.create("dead")
+
+        def unavailable(settings: Any) -> Any:
+            raise BrokerUnavailable("no Kafka broker answers")
+
+        monkeypatch.setattr(loop.producer, "_make", unavailable)
+    loop.put("a", 1, 2, 3)
+    loop.turn(10, after=1)
+    assert seen == [1] + [2] * 10
+    assert loop.committed("a") == 1
+    assert [event for event, _, _ in loop.events.errors].count("dead_letter") == 9
+
+    loop.broker.create("dead")
+    loop.broker.refuse = None
+    monkeypatch.setattr(loop.producer, "_make", loop.broker.producer)
+    loop.turn(after=1)
+    assert seen[11:] == [2, 3]
+    assert loop.values("dead") == [2]
+    assert loop.committed("a") == 3
+
+
+# Responses: nothing is committed that Kafka did not confirm.
+
+
+def relay(app: Flowkit, topic: str = "a", to: str = "out", **options: Any) -> list[int]:
+    seen: list[int] = []
+
+    @app.topic(topic, **options)
+    @app.responds_to(to)
+    def handler(value: int) -> None:
+        seen.append(value)
+        app.respond_to(to, value)
+
+    return seen
+
+
+def refuse_values(loop: Loop, *values: int, times: int = 10**9) -> None:
+    """The broker refuses messages of these values, ``times`` in all."""
+    send, left = loop.broker.producer, times
+
+    def producer(settings: Any) -> Any:
+        client = send(settings)
+        accept = client.send
+
+        def refuse(topic: str, value: bytes | None, *rest: Any) -> Any:
+            nonlocal left
+            if topic == "out" and value is not None and int(value) in values and left > 0:
+                left -= 1
+                return RuntimeError(f"refused {value!r}")
+            return accept(topic, value, *rest)
+
+        client.send = refuse  # type: ignore[method-assign]
+        return client
+
+    loop.producer._make = producer
+
+
+def test_a_response_that_kafka_did_not_take_brings_its_message_back(clock: Clock) -> None:
+    app = make_app()
+    seen = relay(app)
+    loop = Loop(app, clock)
+    refuse_values(loop, 2, times=1)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    assert loop.committed("a") == 1
+    assert isinstance(loop.events.errors[0][1], DeliveryError)
+    assert "out: Kafka did not take it: RuntimeError(\"refused b'2'\")" in str(loop.events.errors[0][1])
+    loop.turn(2, after=1)
+    assert seen == [1, 2, 3, 2, 3]
+    assert loop.values("out") == [1, 3, 2, 3]
+    assert loop.committed("a") == 3
+
+
+def test_a_broker_that_takes_nothing_keeps_every_message(clock: Clock) -> None:
+    app = make_app()
+    seen = relay(app)
+    loop = Loop(app, clock)
+    loop.broker.refuse = RuntimeError("disk full")
+    loop.put("a", 1, 2, 3)
+    loop.turn(5, after=1)
+    assert loop.committed("a") == 0
+    loop.broker.refuse = None
+    loop.turn(2, after=1)
+    assert loop.values("out") == [1, 2, 3]
+    assert loop.committed("a") == 3
+    assert seen == [1, 2, 3] * 6
+
+
+def test_responses_are_looked_at_before_each_commit_within_a_batch(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_threshold": 2})
+    seen = relay(app)
+    loop = Loop(app, clock)
+    refuse_values(loop, 4, times=1)
+    loop.put("a", 1, 2, 3, 4, 5, 6)
+    loop.turn()
+    assert seen == [1, 2, 3, 4]
+    assert loop.committed("a") == 3
+    loop.turn(2, after=1)
+    assert seen == [1, 2, 3, 4, 4, 5, 6]
+    assert loop.values("out") == [1, 2, 3, 4, 5, 6]
+
+
+def test_undelivered_responses_lead_to_a_dead_letter_and_the_rest_is_repeated(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=3, first=0), dead_letter="dead")
+    relay(app)
+    loop = Loop(app, clock)
+    refuse_values(loop, 2)
+    loop.put("a", 1, 2, 3)
+    loop.turn(6, after=1)
+    assert loop.values("dead") == [2]
+    assert set(loop.values("out")) == {1, 3}
+    assert loop.committed("a") == 3
+
+
+def test_after_a_dead_letter_in_the_middle_of_a_batch_nothing_undelivered_is_committed(clock: Clock) -> None:
+    app = make_app(retry=1, dead_letter="dead", kafka={"offset_commit_threshold": 3})
+    relay(app)
+    loop = Loop(app, clock)
+    refuse_values(loop, 1, 2)  # both in the first slice; the first one gets its letter
+    loop.put("a", 1, 2, 3, 4, 5, 6, 7)
+    for _ in range(10):
+        loop.turn(after=1)
+        done = {*loop.values("out"), *loop.values("dead")}
+        assert set(range(1, (loop.committed("a") or 0) + 1)) <= done, "committed past a message that is not done"
+    assert loop.values("dead") == [1, 2]
+    assert set(loop.values("out")) == {3, 4, 5, 6, 7}
+    assert loop.committed("a") == 7
+
+
+def test_failed_deliveries_of_different_messages_are_different_attempts(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=2, first=0), dead_letter="dead")
+    relay(app)
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3)
+    for value in (1, 2, 3):
+        refuse_values(loop, value, times=1)
+        loop.producer.renew()
+        loop.turn(after=1)
+    loop.turn(2, after=1)
+    assert loop.values("dead") == []
+    assert set(loop.values("out")) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("what", ["flush", "outcome"])
+def test_a_producer_that_breaks_while_it_is_asked_commits_nothing(
+    clock: Clock, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    relay(app)
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+
+    def broken(*_: Any) -> Any:
+        loop.consumer.stop()  # ends run() after the first turn
+        raise BrokerUnavailable("gone")
+
+    monkeypatch.setattr(loop.producer, what, broken)
+    loop.consumer.run()
+    assert loop.committed("a") in (None, 0)
+
+
+def test_a_client_that_breaks_while_a_message_is_put_back_commits_nothing(clock: Clock) -> None:
+    app = make_app()
+    relay(app)
+    loop = Loop(app, clock)
+    loop.broker.refuse = RuntimeError("disk full")
+    loop.put("a", 1, 2)
+
+    def broken(partition: Partition) -> None:
+        loop.consumer.stop()
+        raise RuntimeError("not assigned")
+
+    loop.client.pause = broken
+    loop.consumer.run()
+    assert loop.committed("a") in (None, 0)
+
+
+def test_a_failed_check_sends_nothing(clock: Clock) -> None:
+    app = make_app()
+
+    @app.topic("a")
+    @app.responds_to("out")
+    @app.responds_to("other", required=False, multiple_usage=True)
+    def handler(value: int, message: Message) -> None:
+        app.respond_to("other", value)
+        app.respond_to("other", value)
+        if message.attempt == 2:
+            app.respond_to("out", value)
+
+    loop = Loop(app, clock)
+    loop.put("a", 1)
+    loop.turn()
+    assert loop.broker.records("other") == []
+    assert loop.committed("a") == 0
+    loop.turn(after=1)
+    assert loop.values("out") == [1]
+    assert loop.values("other") == [1, 1]
+    assert loop.committed("a") == 1
+
+
+# Stopping.
+
+
+def test_a_stop_finishes_the_message_in_hand_and_leaves_the_rest(clock: Clock) -> None:
+    app = make_app()
+    seen: list[int] = []
+
+    @app.topic("a")
+    @app.responds_to("out")
+    def handler(value: int) -> int:
+        seen.append(value)
+        if value == 2:
+            first.consumer.stop()
+        return value
+
+    first = Loop(app, clock)
+    first.broker.create("a", 2)
+    first.put("a", 1, 2, 3, 4)
+    first.put("a", 11, partition=1)
+    first.consumer.run()
+    assert seen == [1, 2]
+    assert first.values("out") == [1, 2]
+    assert (first.committed("a", 0), first.committed("a", 1)) == (2, None)
+
+    second = Loop(app, clock, broker=first.broker)
+    second.turn()
+    assert seen == [1, 2, 3, 4, 11]
+
+
+def test_a_stop_while_a_message_fails_leaves_it_to_the_next_owner(clock: Clock) -> None:
+    app = make_app()
+
+    @app.topic("a")
+    def handler(value: int) -> None:
+        if value == 2:
+            loop.consumer.stop()
+            raise ValueError
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3)
+    loop.consumer.run()
+    assert loop.committed("a") == 1
+
+
+def test_a_stop_between_two_slices_is_not_overlooked(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(kafka={"offset_commit_threshold": 2})
+    seen = recorder(app)
+    loop = Loop(app, clock)
+    loop.put("a", *range(6))
+    commit = loop.client.commit
+
+    def signalled(offsets: Any) -> None:
+        commit(offsets)
+        loop.consumer.stop()
+
+    loop.client.commit = signalled
+    loop.consumer.run()
+    assert seen == [0, 1]
+    assert loop.committed("a") == 2
+
+
+def test_a_stopped_loop_ends_while_it_waits_for_a_new_client(clock: Clock) -> None:
+    app = make_app()
+    recorder(app)
+    loop = Loop(app, clock)
+
+    def unavailable(settings: Any, group: str) -> Any:
+        if clock.now > 1060:
+            loop.consumer.stop()
+        raise BrokerUnavailable("no Kafka broker answers at 127.0.0.1:9")
+
+    loop.consumer.make_client = unavailable
+    loop.consumer.run()
+    waits = [float(message.split("again in ")[1].split(" s")[0]) for _, _, message in loop.events.errors]
+    assert waits[0] < 0.6
+    assert 10 < waits[-1] <= 15
+    assert "nothing is lost" in loop.events.errors[0][2]
+
+
+def test_a_configuration_error_ends_the_loop(clock: Clock) -> None:
+    app = make_app()
+    recorder(app)
+    loop = Loop(app, clock)
+
+    def refuses(settings: Any, group: str) -> Any:
+        raise ConfigurationError("no such option")
+
+    loop.consumer.make_client = refuses
+    with pytest.raises(ConfigurationError, match="no such option"):
+        loop.consumer.run()
+
+
+def test_a_broken_client_is_replaced_and_nothing_is_lost(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR})
+    seen = recorder(app)
+    loop = Loop(app, clock)
+    loop.turn()
+    loop.put("a", 1, 2)
+    loop.turn()
+    broken = loop.client
+
+    def poll(timeout: float) -> Any:
+        loop.put("a", 3)
+        raise RuntimeError("CRC check failed")
+
+    broken.poll = poll
+    with pytest.raises(RuntimeError):
+        loop.turn()
+    loop.consumer._reconnect(RuntimeError("CRC check failed"))
+    assert broken.closed
+    loop.turn()
+    assert loop.client is not broken
+    assert seen == [1, 2, 3]
+
+
+# Long batches, so that a rebalance of the group does not wait for them.
+
+
+def test_a_long_batch_leaves_for_a_poll_and_goes_on_without_loss(clock: Clock) -> None:
+    app = make_app()
+    seen: list[int] = []
+
+    @app.topic("a")
+    def handler(value: int) -> None:
+        seen.append(value)
+        clock.now += 4
+
+    loop = Loop(app, clock)
+    loop.put("a", *range(10))
+    turned = []
+    while len(seen) < 10:
+        before = clock.now
+        loop.turn()
+        turned.append(clock.now - before)
+    assert seen == list(range(10))
+    assert max(turned) <= LONGEST_BATCH + 2 * 4
+    assert len(turned) > 1
+    assert loop.committed("a") == 10
+
+
+def test_many_short_batches_leave_for_a_poll_too(clock: Clock) -> None:
+    app = make_app()
+    seen: list[tuple[int, int]] = []
+
+    @app.topic("a")
+    def handler(value: int, message: Message) -> None:
+        seen.append((message.partition, value))
+        clock.now += 4
+
+    loop = Loop(app, clock)
+    loop.broker.create("a", 20)
+    for partition in range(20):
+        loop.put("a", 1, 2, partition=partition)
+    turned = []
+    while len(seen) < 40:
+        before = clock.now
+        loop.turn()
+        turned.append(clock.now - before)
+    assert sorted(seen) == [(partition, value) for partition in range(20) for value in (1, 2)]
+    assert max(turned) <= LONGEST_BATCH + 2 * 4
+    assert all(loop.committed("a", partition) == 2 for partition in range(20))
+
+
+def test_slow_hooks_leave_for_a_poll_too(clock: Clock) -> None:
+    app = make_app(inline=False)
+    recorder(app)
+    hooked: list[int] = []
+
+    @app.before_enqueue("a")
+    def slow(value: int) -> None:
+        hooked.append(value)
+        clock.now += 4
+
+    redis = Redis()
+    loop = Loop(app, clock, redis)
+    loop.broker.create("a", 2)
+    loop.put("a", *range(10))
+    loop.put("a", *range(10), partition=1)
+    turned = []
+    while len(redis.jobs) < 20:
+        before = clock.now
+        loop.turn()
+        turned.append(clock.now - before)
+    assert max(turned) <= LONGEST_BATCH + 2 * 4
+    assert sorted(redis.jobs) == [("a", p, offset) for p in (0, 1) for offset in range(10)]
+    assert len(hooked) == 20
+    assert (loop.committed("a", 0), loop.committed("a", 1)) == (10, 10)
+
+
+# Rebalances.
+
+
+def test_a_revoked_partition_is_committed_as_far_as_it_is_done(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR})
+    seen = failing_at(app, 3)
+    loop = Loop(app, clock)
+    loop.turn()
+    loop.put("a", 1, 2, 3, 4)
+    loop.turn()
+    assert loop.committed("a") is None
+    loop.take_away("a")
+    assert loop.committed("a") == 2
+    assert loop.consumer.tracks == {}
+    loop.turn()
+    assert seen == [1, 2, 3, 3]
+
+
+def test_a_lost_partition_is_not_committed_and_comes_again(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR})
+    seen = recorder(app)
+    loop = Loop(app, clock)
+    loop.turn()
+    loop.put("a", 1, 2)
+    loop.turn()
+    loop.take_away("a", lost=True)
+    assert loop.committed("a") is None
+    assert "lost a[0]; what was not committed comes again" in caplog.text
+    loop.turn()
+    assert seen == [1, 2, 1, 2]
+
+
+def test_a_paused_partition_that_leaves_and_comes_back_is_not_paused_any_more(clock: Clock) -> None:
+    app = make_app(retry=Retry(first=HOUR))
+    seen = failing_at(app, 1, until=1)
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+    loop.turn()
+    assert loop.client.paused == {Partition("a", 0)}
+    loop.take_away("a")  # the client keeps its pause, as kafka-python does
+    loop.turn()
+    assert loop.client.paused == set()
+    loop.turn()
+    assert seen == [1, 1, 2]
+
+
+def test_unsettled_responses_are_not_committed_by_a_rebalance(clock: Clock) -> None:
+    app = make_app()
+    relay(app)
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3)
+    loop.consumer._settle = lambda: set()  # type: ignore[method-assign]
+    loop.turn()
+    assert loop.committed("a") == 0
+    loop.take_away("a")
+    assert loop.committed("a") == 0
+
+
+def test_messages_of_a_waiting_partition_are_not_skipped_whatever_the_client_does(clock: Clock) -> None:
+    app = make_app(retry=Retry(first=10, jitter=0))
+    seen = failing_at(app, 1, until=1)
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+    loop.turn()
+    loop.client.paused.clear()  # a client that gives what it had fetched before the pause
+    loop.turn()
+    assert seen == [1]
+    loop.turn(2, after=10)
+    assert seen == [1, 1, 2]
+
+
+def test_messages_of_a_partition_that_was_not_assigned_stop_the_turn(clock: Clock) -> None:
+    app = make_app()
+    seen = recorder(app)
+    loop = Loop(app, clock)
+    loop.put("a", 1)
+    loop.client._rebalance.assigned = lambda partitions: None
+    with pytest.raises(Exception, match=r"a\[0\] gave messages, but was not assigned"):
+        loop.turn()
+    assert seen == []
+
+
+# Hooks of inline routes.
+
+
+def test_hooks_run_before_the_handler_and_may_abort(clock: Clock) -> None:
+    app = make_app()
+    seen: list[int] = []
+
+    @app.topic("a")
+    @app.responds_to("out")
+    def handler(value: int) -> int:
+        seen.append(value)
+        return value
+
+    @app.before_enqueue("a")
+    def triage(value: int, message: Message) -> None:
+        if value == 2:
+            app.abort()
+        message.payload = value * 10
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    assert seen == [10, 30]
+    assert loop.values("out") == [10, 30]
+    assert loop.committed("a") == 3
+
+
+def test_a_handler_that_aborts_sends_nothing_and_is_done(clock: Clock) -> None:
+    app = make_app()
+
+    @app.topic("a")
+    @app.responds_to("out")
+    def handler(value: int) -> None:
+        app.respond_to("out", value)
+        if value == 1:
+            app.abort()
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+    loop.turn()
+    assert loop.values("out") == [2]
+    assert loop.committed("a") == 2
+
+
+def test_a_missing_topic_is_told_once_and_consumed_when_it_comes(clock: Clock) -> None:
+    app = make_app()
+    seen = recorder(app)
+    loop = Loop(app, clock)
+    loop.turn(2)
+    ((event, _, message),) = loop.events.errors
+    assert event == "topics"
+    assert "there is no topic 'a' on the brokers; group 'g' waits for it" in message
+    loop.put("a", 1)
+    loop.turn()
+    assert seen == [1]
+
+
+# Queued routes: each message once, in order, and its offset only after it.
+
+
+def queued_app(**options: Any) -> Flowkit:
+    app = make_app(inline=False)
+    app.add_topic("a", lambda value: None, **options)
+    return app
+
+
+A = Partition("a", 0)
+
+
+def jobs(*offsets: int) -> list[tuple[str, int, int]]:
+    return [("a", 0, offset) for offset in offsets]
+
+
+def test_messages_are_queued_before_their_offset_is_committed(clock: Clock) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(queue="q"), clock, redis)
+    loop.put("a", 1, 2, 3)
+    commit = loop.client.commit
+
+    def check(offsets: Any) -> None:
+        assert redis.jobs == jobs(0, 1, 2)
+        commit(offsets)
+
+    loop.client.commit = check
+    loop.turn()
+    assert loop.committed("a") == 3
+    assert redis.queued == {A: 3}
+    assert redis.noted == {A: 3}
+    assert redis.queues == ["q"] * 3
+
+
+def test_a_batch_of_many_partitions_is_one_call(clock: Clock) -> None:
+    redis = Redis()
+    app = queued_app()
+    app.add_topic("b", lambda value: None, queue="other")
+    loop = Loop(app, clock, redis)
+    loop.broker.create("a", 3)
+    for partition in range(3):
+        loop.put("a", 1, 2, partition=partition)
+    loop.put("b", 1)
+    loop.turn()
+    assert redis.enqueued == 1
+    assert len(redis.jobs) == 7
+
+
+def test_messages_that_come_again_after_a_crash_are_not_queued_twice(clock: Clock) -> None:
+    redis = Redis()
+    first = Loop(queued_app(), clock, redis)
+    first.put("a", 1, 2, 3)
+
+    def die(offsets: Any) -> None:
+        raise RuntimeError("killed")
+
+    first.client.commit = die
+    with pytest.raises(RuntimeError, match="killed"):
+        first.turn()
+    second = Loop(queued_app(), clock, redis, broker=first.broker)
+    second.put("a", 4)
+    second.turn()
+    assert redis.jobs == jobs(0, 1, 2, 3)
+    assert second.committed("a") == 4
+
+
+def test_hooks_do_not_run_again_for_messages_that_are_queued(clock: Clock) -> None:
+    redis = Redis()
+    redis.queued[A] = 2
+    app = queued_app()
+    hooked: list[int] = []
+    app.before_enqueue("a")(lambda value: hooked.append(value))
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    assert hooked == [3]
+    assert redis.jobs == jobs(2)
+
+
+def test_a_deliberate_rewind_queues_again(clock: Clock) -> None:
+    redis = Redis()
+    first = Loop(queued_app(), clock, redis)
+    first.put("a", 1, 2, 3)
+    first.turn()
+    first.broker.commits["g"][A] = 1
+    second = Loop(queued_app(), clock, redis, broker=first.broker)
+    second.turn()
+    assert redis.jobs == jobs(0, 1, 2, 1, 2)
+    assert second.events.count("rewound") == 1
+    assert redis.queued == {A: 3}
+
+
+def test_a_topic_made_anew_is_queued_from_its_start(clock: Clock) -> None:
+    redis = Redis()
+    redis.queued[A] = 500
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1, 2)
+    loop.turn()
+    assert redis.jobs == jobs(0, 1)
+
+
+def test_a_topic_made_anew_while_it_is_consumed_is_queued_from_its_start(clock: Clock) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    loop.broker.topics["a"] = [[]]
+    loop.put("a", 4, 5)
+    loop.client.positions[A] = 0  # out of range, so the client starts from the earliest
+    loop.turn(2, after=1)
+    assert redis.jobs == jobs(0, 1, 2, 0, 1)
+    assert loop.events.count("rewound") == 1
+    assert loop.committed("a") == 2
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_what_somebody_else_queued_meanwhile_is_not_queued_twice(clock: Clock, ahead: int) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1, 2, 3)
+
+    def meanwhile() -> None:
+        redis.before_enqueue = lambda: None
+        redis.put(A, range(ahead))
+
+    redis.before_enqueue = meanwhile
+    loop.turn()
+    assert redis.jobs == jobs(0, 1, 2)
+    assert loop.committed("a") == 3
+    loop.put("a", 4)
+    loop.turn(after=1)
+    assert redis.jobs == jobs(0, 1, 2, 3)
+
+
+def test_somebody_else_who_is_further_ahead_is_believed(clock: Clock) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(), clock, redis)
+    loop.broker.create("a", 2)
+    loop.put("a", 1, 2)
+    loop.put("a", 11, 12, partition=1)
+
+    def meanwhile() -> None:
+        redis.before_enqueue = lambda: None
+        redis.put(A, range(5))
+
+    redis.before_enqueue = meanwhile
+    loop.turn()
+    assert redis.jobs == [*jobs(0, 1, 2, 3, 4), ("a", 1, 0), ("a", 1, 1)]
+    loop.put("a", 3, 4, 5, 6)
+    loop.turn(after=1)
+    assert redis.jobs[-1] == ("a", 0, 5)
+    assert len(redis.jobs) == 8
+
+
+def test_marks_that_were_flushed_away_lose_nothing(clock: Clock) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1, 2)
+    loop.turn()
+    redis.queued.clear()
+    loop.put("a", 3)
+    loop.turn(after=1)
+    assert redis.jobs == jobs(0, 1, 2)
+
+
+def test_redis_that_is_away_puts_everything_back_and_resumes(clock: Clock) -> None:
+    redis = Redis()
+    app = queued_app()
+    seen = recorder(app, "inline", inline=True)
+    loop = Loop(app, clock, redis)
+    loop.broker.create("a", 2)
+    loop.turn()
+    redis.down = 3
+    loop.put("a", 1, 2)
+    loop.put("a", 11, partition=1)
+    loop.put("inline", 7)
+    loop.turn(after=1)
+    assert seen == [7]
+    assert redis.jobs == []
+    assert (loop.committed("a", 0), loop.committed("a", 1)) == (0, 0)
+    assert len(loop.client.paused) == 2
+    assert "trying again in" in loop.events.errors[-1][2]
+    loop.turn(20, after=1)
+    assert sorted(redis.jobs) == [("a", 0, 0), ("a", 0, 1), ("a", 1, 0)]
+    assert (loop.committed("a", 0), loop.committed("a", 1)) == (2, 1)
+    assert loop.client.paused == set()
+    assert loop.consumer._redis_failures == 0
+
+
+def test_a_reply_of_redis_that_got_lost_queues_nothing_twice(clock: Clock) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1, 2)
+    enqueue, calls = redis.enqueue, []
+
+    def lossy(*arguments: Any) -> int:
+        calls.append(1)
+        count = enqueue(*arguments)
+        if len(calls) == 1:
+            raise RedisUnavailable("timed out")
+        return count
+
+    redis.enqueue = lossy  # type: ignore[method-assign]
+    loop.turn(10, after=1)
+    assert redis.jobs == jobs(0, 1)
+    assert loop.committed("a") == 2
+
+
+def test_redis_that_is_away_when_partitions_come_loses_nothing(clock: Clock) -> None:
+    redis = Redis()
+    redis.down = 1
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1, 2)
+    with pytest.raises(RedisUnavailable):
+        loop.turn()
+    loop.consumer._reconnect(RedisUnavailable("away"))
+    assert loop.committed("a") is None
+    loop.turn()
+    assert redis.jobs == jobs(0, 1)
+
+
+def test_redis_that_is_away_after_a_commit_changes_nothing(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1)
+    commit = loop.client.commit
+
+    def then_down(offsets: Any) -> None:
+        commit(offsets)
+        redis.down = 1
+
+    loop.client.commit = then_down
+    loop.turn()
+    assert loop.committed("a") == 1
+    assert "the commit is not noted in Redis" in caplog.text
+    loop.turn(2, after=1)
+    assert redis.jobs == jobs(0)
+
+
+def hook_that_fails(app: Flowkit, poison: int, until: int = 10**9) -> list[tuple[int, int]]:
+    hooked: list[tuple[int, int]] = []
+    failures = 0
+
+    def hook(value: int, message: Message) -> None:
+        nonlocal failures
+        hooked.append((value, message.attempt))
+        if value == poison and failures < until:
+            failures += 1
+            raise ValueError(f"hook cannot do {value}")
+
+    app.before_enqueue("a")(hook)
+    return hooked
+
+
+def test_a_hook_that_fails_in_the_middle_keeps_the_rest_for_later(clock: Clock) -> None:
+    redis = Redis()
+    app = queued_app()
+    hooked = hook_that_fails(app, 3, until=2)
+    loop = Loop(app, clock, redis)
+    loop.broker.create("a", 2)
+    loop.put("a", 1, 2, 3, 4)
+    loop.put("a", 11, partition=1)
+    loop.turn()
+    assert sorted(redis.jobs) == [*jobs(0, 1), ("a", 1, 0)]
+    assert (loop.committed("a", 0), loop.committed("a", 1)) == (2, 1)
+    assert loop.client.positions[A] == 2
+    loop.turn(2, after=1)
+    assert sorted(redis.jobs) == [*jobs(0, 1, 2, 3), ("a", 1, 0)]
+    assert hooked == [(1, 1), (2, 1), (3, 1), (11, 1), (3, 2), (3, 3), (4, 1)]
+    loop.turn(after=1)
+    assert loop.committed("a") == 4
+
+
+def test_a_hook_that_always_fails_leads_to_a_dead_letter(clock: Clock) -> None:
+    redis = Redis()
+    app = queued_app(dead_letter="dead", retry=Retry(attempts=3, first=0))
+    hook_that_fails(app, 2)
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.turn(5, after=1)
+    assert redis.jobs == jobs(0, 2)
+    assert loop.values("dead") == [2]
+    assert loop.committed("a") == 3
+
+
+def test_a_failing_hook_while_redis_is_away_loses_nothing(clock: Clock) -> None:
+    redis = Redis()
+    app = queued_app()
+    hook_that_fails(app, 2, until=3)
+    loop = Loop(app, clock, redis)
+    loop.broker.create("a")
+    loop.turn()
+    loop.put("a", 1, 2, 3)
+    redis.down = 2
+    loop.turn(20, after=1)
+    assert redis.jobs == jobs(0, 1, 2)
+    assert loop.committed("a") == 3
+
+
+def test_a_hook_may_choose_the_queue_and_abort(clock: Clock) -> None:
+    redis = Redis()
+    app = queued_app()
+
+    @app.before_enqueue("a")
+    def triage(value: int, message: Message) -> None:
+        if value == 2:
+            app.abort()
+        if value == 3:
+            message.queue = "express"
+
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    assert list(zip(redis.jobs, redis.queues, strict=True)) == [(("a", 0, 0), "default"), (("a", 0, 2), "express")]
+    assert loop.committed("a") == 3
+
+
+def test_a_batch_whose_messages_were_all_aborted_is_committed(clock: Clock) -> None:
+    app = queued_app()
+    app.before_enqueue("a")(lambda value: app.abort())
+    redis = Redis()
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2)
+    loop.turn()
+    assert redis.jobs == []
+    assert loop.committed("a") == 2
+
+
+class Poisoned:
+    """An interchanger that cannot carry one value."""
+
+    @staticmethod
+    def load(value: bytes) -> str:
+        if value == b"2":
+            raise ValueError("cannot carry 2")
+        return value.decode()
+
+    @staticmethod
+    def parse(value: str) -> bytes:
+        return value.encode()
+
+
+def test_a_message_that_cannot_be_carried_holds_its_partition_only(clock: Clock) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(interchanger=Poisoned, dead_letter="dead", retry=2), clock, redis)
+    loop.broker.create("a", 2)
+    loop.put("a", 1, 2, 3)
+    loop.put("a", 11, partition=1)
+    loop.turn()
+    assert sorted(redis.jobs) == [*jobs(0), ("a", 1, 0)]
+    assert loop.committed("a") == 1
+    loop.turn(5, after=1)
+    assert sorted(redis.jobs) == [*jobs(0, 2), ("a", 1, 0)]
+    assert loop.values("dead") == [2]
+
+
+def test_a_stop_among_hooks_queues_what_is_done_and_leaves_the_rest(clock: Clock) -> None:
+    redis = Redis()
+    app = queued_app()
+
+    @app.before_enqueue("a")
+    def hook(value: int) -> None:
+        if value == 2:
+            loop.consumer.stop()
+
+    loop = Loop(app, clock, redis)
+    loop.broker.create("a", 2)
+    loop.put("a", 1, 2, 3)
+    loop.put("a", 11, partition=1)
+    loop.consumer.run()
+    assert redis.jobs == jobs(0, 1)
+    assert (loop.committed("a", 0), loop.committed("a", 1)) == (2, None)
+
+
+# Custom workers.
+
+
+class Worker:
+    def __init__(self, poison: int | None = None, until: int = 1) -> None:
+        self.done: list[int] = []
+        self.poison = poison
+        self.until = until
+
+    def perform_async(self, topic: str, params: Mapping[str, Any]) -> None:
+        if params["offset"] == self.poison and self.until:
+            self.until -= 1
+            raise OSError("the queue is full")
+        self.done.append(params["offset"])
+
+
+def test_a_custom_worker_gets_each_message_and_needs_no_redis(clock: Clock) -> None:
+    worker = Worker()
+    loop = Loop(queued_app(worker=worker), clock)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    assert worker.done == [0, 1, 2]
+    assert loop.committed("a") == 3
+
+
+def test_a_custom_worker_that_fails_in_the_middle_gets_the_rest_later(clock: Clock) -> None:
+    worker = Worker(poison=1, until=2)
+    loop = Loop(queued_app(worker=worker), clock)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    assert worker.done == [0]
+    assert loop.committed("a") == 1
+    loop.turn(3, after=1)
+    assert worker.done == [0, 1, 2]
+    assert loop.committed("a") == 3
+
+
+def test_a_hook_may_choose_a_custom_worker_beside_the_queue(clock: Clock) -> None:
+    redis, worker = Redis(), Worker(poison=3)
+    app = queued_app()
+
+    @app.before_enqueue("a")
+    def choose(value: int, message: Message) -> None:
+        if value % 2 == 0:
+            message.worker = worker
+
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2, 3, 4, 5)
+    loop.turn(3, after=1)
+    assert redis.jobs == jobs(0, 2, 4)
+    assert worker.done == [1, 3]
+    assert loop.committed("a") == 5
+
+
+def test_a_message_sent_back_to_a_queue_that_is_not_there_is_kept(clock: Clock) -> None:
+    app = queued_app(worker=Worker())
+
+    @app.before_enqueue("a")
+    def choose(value: int, message: Message) -> None:
+        message.worker = None
+
+    loop = Loop(app, clock)  # no route of its own needs Redis, so there is none
+    loop.put("a", 1)
+    loop.turn(3)
+    assert loop.committed("a") == 0
+    assert "redis" in loop.events.errors[0][2]
+
+
+# The real loop: run() on a thread, ended from another one.
+
+
+def test_run_ends_soon_after_a_stop(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    app = make_app()
+    seen = threading.Event()
+    app.add_topic("a", lambda value: seen.set())
+    broker = Broker()
+    broker.append("a", b"1")
+    producer = Producer(lambda: app.settings, broker.producer)
+    consumer = Consumer("g", app.handlings, app.settings, Events(), producer, broker.consumer)
+    thread = threading.Thread(target=consumer.run)
+    thread.start()
+    assert seen.wait(5)
+    consumer.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert broker.commits["g"] == {A: 1}

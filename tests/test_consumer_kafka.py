@@ -1,0 +1,407 @@
+"""The consumer's guarantees on a real broker: failures, stops, rebalances, and brokers that come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import flowkit, read_topic
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from processes import Process
+from servers import ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
+
+from flowkit import Flowkit, Settings
+from flowkit.clients import MakeConsumer
+from flowkit.clients.kafka_python import Consumer as KafkaClient
+from flowkit.clients.kafka_python import Producer as KafkaProducerClient
+from flowkit.consumer import Consumer
+from flowkit.producer import Producer
+
+SASL_PROPERTIES = """
+listeners=PLAINTEXT://{host}:{port},SASL_PLAINTEXT://{host}:{sasl_port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port},SASL_PLAINTEXT://{host}:{sasl_port}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
+user_ann="right";
+"""
+
+
+class Guarded:
+    """The application ``guarded`` with topics and notes of its own."""
+
+    def __init__(self, hosts: str, directory: Path, topic: str, out: str | None = None) -> None:
+        self.hosts = hosts
+        self.directory = directory
+        self.topic = topic
+        self.notes = directory / "notes"
+        self.log = directory / "log"
+        self.env = {
+            "FLOWKIT_KAFKA_HOSTS": hosts,
+            "GUARDED_NOTES": str(self.notes),
+            "GUARDED_IN": topic,
+            "GUARDED_OUT": out or f"{topic}-out",
+        }
+
+    def run(self, **env: str) -> Process:
+        return Process("flowkit", "run", "guarded:app", env={**self.env, **env}, log=self.log)
+
+    def file(self, name: str) -> Path:
+        return self.directory / name
+
+    def put(self, *orders: Any, partition: int = 0) -> None:
+        """Numbers, or dicts with more to say."""
+        with contextlib.closing(KafkaProducer(bootstrap_servers=self.hosts, linger_ms=5)) as producer:
+            for order in orders:
+                value = order if isinstance(order, Mapping) else {"n": order}
+                producer.send(self.topic, json.dumps(value).encode(), partition=partition)
+            producer.flush()
+
+    def noted(self, what: str = "end", pid: int | None = None) -> list[int]:
+        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
+        words = [line.split() for line in lines]
+        return [int(number) for who, did, number in words if did == what and (pid is None or int(who) == pid)]
+
+    def committed(self, partition: int = 0) -> int | None:
+        with contextlib.closing(
+            KafkaConsumer(bootstrap_servers=self.hosts, group_id=self.topic, enable_auto_commit=False)
+        ) as consumer:
+            offset: int | None = consumer.committed(TopicPartition(self.topic, partition))
+            return offset
+
+
+@pytest.fixture
+def apache(kafka: Kafka) -> Kafka:
+    if not kafka.apache:
+        pytest.skip("the embedded broker has no rebalances, and forgets offsets, to be relied on")
+    return kafka
+
+
+@pytest.fixture
+def guarded(apache: Kafka, topic: MakeTopic, tmp_path: Path) -> Guarded:
+    return Guarded(apache.hosts, tmp_path, topic("guarded", 2))
+
+
+# Failures.
+
+
+def test_the_broker_has_the_offset_of_the_failing_message(guarded: Guarded, wait_for: WaitFor) -> None:
+    # Given a message in the middle of a partition that cannot be handled yet
+    repair = guarded.file("repair")
+    guarded.put(0, 1, {"n": 2, "repair": str(repair)}, 3, 4)
+    guarded.put(10, 11, partition=1)
+    with guarded.run() as process:
+        # When it has failed a few times
+        wait_for(lambda: len(guarded.noted("fail")) >= 3)
+        wait_for(lambda: guarded.committed() is not None and guarded.committed(1) == 2)
+        # Then the broker has its offset, and the other partition has gone on
+        assert guarded.committed() == 2
+        assert sorted(guarded.noted()) == [0, 1, 10, 11]
+        # When it can be handled, then the rest follows, and nothing was repeated
+        repair.touch()
+        wait_for(lambda: guarded.committed() == 5)
+        assert process.stop() == 0
+    assert sorted(guarded.noted()) == [0, 1, 2, 3, 4, 10, 11]
+    assert "partition 0 of" in process.output
+    assert "ValueError: 2 is broken" in process.output
+
+
+def test_a_response_to_a_missing_topic_is_named_and_its_message_kept(
+    apache: Kafka, guarded: Guarded, wait_for: WaitFor
+) -> None:
+    out = guarded.env["GUARDED_OUT"]
+    guarded.put({"n": 0, "respond": True}, 1)
+    with guarded.run(FLOWKIT_CONNECTION_POOL_TIMEOUT="1") as process:
+        process.wait_for(f"DeliveryError: the topic '{out}' does not exist on the brokers")
+        process.wait_for("attempt 2")
+        assert guarded.committed() in (None, 0)
+        apache.create_topic(out)
+        wait_for(lambda: guarded.committed() == 2)
+        assert process.stop() == 0
+    assert [json.loads(record.value) for record in read_topic(apache.hosts, out, 1)] == [{"n": 0}]
+    assert guarded.noted()[-1] == 1
+
+
+# Stopping.
+
+
+def test_a_stop_finishes_the_message_in_hand_and_leaves_the_rest(guarded: Guarded, wait_for: WaitFor) -> None:
+    gate = guarded.file("gate")
+    guarded.put(0, 1, 2, {"n": 3, "gate": str(gate)}, *range(4, 10))
+    with guarded.run() as first:
+        wait_for(lambda: 3 in guarded.noted("begin"))
+        first.signal(signal.SIGTERM)
+        first.wait_for("SIGTERM, finishing the messages in hand")
+        assert first.popen.poll() is None
+        gate.touch()
+        assert first.wait() == 0
+    assert guarded.noted() == [0, 1, 2, 3]
+    assert guarded.committed() == 4
+    with guarded.run() as second:
+        wait_for(lambda: len(guarded.noted()) >= 10)
+        assert second.stop() == 0
+    assert guarded.noted() == list(range(10))
+    assert guarded.committed() == 10
+
+
+def test_a_second_signal_ends_at_once(guarded: Guarded, wait_for: WaitFor) -> None:
+    guarded.put(0, {"n": 1, "gate": str(guarded.file("never"))})
+    with guarded.run() as process:
+        wait_for(lambda: 1 in guarded.noted("begin"))
+        process.signal(signal.SIGINT)
+        process.wait_for("SIGINT, finishing the messages in hand")
+        sent = time.monotonic()
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 1
+        assert time.monotonic() - sent < 2
+    assert "SIGTERM again, ending at once; unfinished messages come again" in process.output
+    assert guarded.committed() in (None, 0, 1)
+
+
+def test_a_stop_that_takes_too_long_says_where_it_is_stuck(guarded: Guarded, wait_for: WaitFor) -> None:
+    guarded.put(0, {"n": 1, "gate": str(guarded.file("never"))})
+    with guarded.run(FLOWKIT_SHUTDOWN_TIMEOUT="0.5") as process:
+        wait_for(lambda: 1 in guarded.noted("begin"))
+        assert process.stop(timeout=10) == 1
+    assert "did not end within shutdown_timeout (0.5 s); its message comes again. It is at:" in process.output
+    assert "guarded.py" in process.output
+    assert "in handle" in process.output
+    assert guarded.committed() in (None, 0, 1)
+
+
+# Rebalances.
+
+
+def test_nothing_is_lost_while_consumers_join_and_leave_under_load(
+    apache: Kafka, topic: MakeTopic, tmp_path: Path, wait_for: WaitFor
+) -> None:
+    partitions, count = 4, 3_000
+    guarded = Guarded(apache.hosts, tmp_path, topic("load", partitions))
+    ended = threading.Event()
+    numbers = iter(range(count))
+
+    def load() -> None:
+        with contextlib.closing(KafkaProducer(bootstrap_servers=apache.hosts)) as producer:
+            for number in numbers:
+                producer.send(guarded.topic, b'{"n": %d}' % number, partition=number % partitions)
+                ended.wait(0.001)
+            producer.flush()
+
+    def places(process: Process) -> set[int]:
+        """The partitions a process has handled messages of."""
+        return {number % partitions for number in guarded.noted(pid=process.pid)}
+
+    thread = threading.Thread(target=load)
+    with guarded.run() as first:
+        thread.start()
+        try:
+            wait_for(lambda: places(first) == set(range(partitions)))
+            with guarded.run() as second:
+                wait_for(lambda: len(places(second)) == 2)  # range: half of them each
+                assert first.stop() == 0
+                wait_for(lambda: places(second) == set(range(partitions)))
+                with guarded.run() as third:
+                    wait_for(lambda: len(places(third)) == 2)
+                    thread.join(60)
+                    wait_for(lambda: len(set(guarded.noted())) == count)
+                    assert second.stop() == 0
+                    assert third.stop() == 0
+        finally:
+            ended.set()
+            thread.join(60)
+    counts = Counter(guarded.noted())
+    assert sorted(counts) == list(range(count))
+    assert max(counts.values()) == 1  # everybody left in order, so nothing came twice
+    assert sum(guarded.committed(partition) or 0 for partition in range(partitions)) == count
+
+
+def test_a_handler_that_outlasts_max_poll_interval_is_told_and_nothing_is_lost(
+    guarded: Guarded, wait_for: WaitFor
+) -> None:
+    gate = guarded.file("gate")
+    guarded.put(0, {"n": 1, "gate": str(gate)}, 2)
+    with guarded.run(FLOWKIT_KAFKA_MAX_POLL_INTERVAL="2") as process:
+        process.wait_for("longer than kafka.max_poll_interval (2 s)")
+        process.wait_for("in handle")
+        # Another one gets the partitions meanwhile, and stops at the same message
+        with guarded.run() as other:
+            wait_for(lambda: 1 in guarded.noted("begin", other.pid))
+            gate.touch()
+            wait_for(lambda: guarded.committed() == 3)
+            process.wait_for("the commit came too late, its messages come again")
+            guarded.put(3)
+            guarded.put(4, partition=1)
+            wait_for(lambda: {3, 4} <= set(guarded.noted()))
+            assert other.stop() == 0
+        guarded.put(5)
+        wait_for(lambda: 5 in guarded.noted("end", process.pid))  # it has rejoined
+        wait_for(lambda: guarded.committed() == 5)
+        assert process.stop() == 0
+    assert set(guarded.noted()) == {0, 1, 2, 3, 4, 5}
+
+
+class Told:
+    """A monitor that remembers errors."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def notice(self, event: str, **details: Any) -> None:
+        pass
+
+    def notice_error(self, event: str, error: BaseException, message: str = "", **details: Any) -> None:
+        self.errors.append(f"{event} {error!r} {message}")
+
+
+def in_process(
+    app: Flowkit, topics: str, monitor: Told, make_client: MakeConsumer = KafkaClient
+) -> tuple[Consumer, Producer]:
+    settings = Settings.load({"name": "t", **app._given}, {})
+    producer = Producer(lambda: settings, KafkaProducerClient)
+    return Consumer(topics, app.handlings, settings, monitor, producer, make_client), producer
+
+
+def test_a_fenced_member_is_warned_and_its_messages_come_again(
+    apache: Kafka, topic: MakeTopic, caplog: pytest.LogCaptureFixture, wait_for: WaitFor, tmp_path: Path
+) -> None:
+    name = topic("fenced")
+    seen: list[int] = []
+    kafka = {"hosts": apache.hosts, "offset_commit_interval": 600, "group_instance_id": "one"}
+    app = Flowkit("t", kafka=kafka, inline=True)
+    app.add_topic(name, lambda order: seen.append(order["n"]))
+    told = Told()
+    consumer, producer = in_process(app, name, told)
+    guarded = Guarded(apache.hosts, tmp_path, name)
+    guarded.put(0)
+    try:
+        consumer.turn()  # makes the client, and has the only commit that is due by time
+        wait_for(lambda: consumer.turn() or seen)
+        # When somebody else takes its place in the group
+        usurper = KafkaConsumer(name, bootstrap_servers=apache.hosts, group_id=name, group_instance_id="one")
+        with contextlib.closing(usurper):
+            wait_for(lambda: usurper.poll(100) or usurper.assignment())
+            # Then its commit is refused, which is a warning, and nothing is committed
+            consumer.tracks[next(iter(consumer.tracks))].committed = None
+            consumer.commit()
+            assert "the commit came too late, its messages come again" in caplog.text
+        # And it comes back, and gets the message again
+        thread = threading.Thread(target=consumer.run)
+        thread.start()
+        wait_for(lambda: seen == [0, 0] or guarded.committed() == 1)
+        consumer.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert guarded.committed() == 1
+    finally:
+        consumer._drop_client(1)
+        producer.close()
+
+
+# Topics and brokers that are not there, and options that cannot be.
+
+
+def test_a_topic_that_is_made_later_is_consumed(apache: Kafka, tmp_path: Path, wait_for: WaitFor) -> None:
+    guarded = Guarded(apache.hosts, tmp_path, f"later-{time.time_ns()}")
+    with guarded.run() as process:
+        process.wait_for(f"there is no topic '{guarded.topic}' on the brokers; group '{guarded.topic}' waits for it")
+        apache.create_topic(guarded.topic, 2)
+        guarded.put(0, 1, partition=1)
+        wait_for(lambda: guarded.committed(1) == 2, timeout=15)
+        assert process.stop() == 0
+    assert guarded.noted() == [0, 1]
+
+
+class Node(ApacheKafka):
+    """A node with a door that asks for a password."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.sasl_port = self.controller_port + 1 if self.controller_port + 1 != self.port else self.port + 1
+
+    def _format(self, properties: Path) -> None:
+        super()._format(properties)
+        where = {"host": "127.0.0.1", "port": self.port, "controller_port": self.controller_port}
+        with properties.open("a") as file:
+            file.write(SASL_PROPERTIES.format(**where, sasl_port=self.sasl_port))
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A broker of this module's own, not running until a test starts it."""
+    if reason := why_not_apache_kafka():
+        pytest.skip(f"a broker to stop and start is needed, and {reason}")
+    node = Node(tmp_path_factory.mktemp("node"))
+    yield node
+    node.stop()
+
+
+def test_a_broker_that_is_down_is_waited_for_and_may_restart(node: Node, tmp_path: Path, wait_for: WaitFor) -> None:
+    guarded = Guarded(node.hosts, tmp_path, "restarts")
+    with guarded.run() as process:
+        process.wait_for(f"no Kafka broker answers at {node.hosts}; is it running, and is kafka.hosts right?")
+        process.wait_for("trying again in")
+        assert "Traceback" not in process.output
+        # When it comes up
+        node.start()
+        node.create_topic("restarts", 2)
+        node.create_topic(guarded.env["GUARDED_OUT"])
+        guarded.put(*({"n": number, "respond": True} for number in range(100)))
+        wait_for(lambda: guarded.committed() == 100)
+        # When it is gone in the middle of a message, whose response cannot be delivered then
+        gate = guarded.file("gate")
+        guarded.put({"n": 100, "gate": str(gate), "respond": True}, *({"n": n, "respond": True} for n in range(101, 200)))
+        wait_for(lambda: 100 in guarded.noted("begin"))
+        node.kill()
+        gate.touch()
+        wait_for(lambda: 100 in guarded.noted())
+        node.start()
+        wait_for(lambda: guarded.committed() == 200, timeout=60)
+        assert process.stop() == 0
+    assert set(guarded.noted()) == set(range(200))
+    answers = {json.loads(record.value)["n"] for record in read_topic(node.hosts, guarded.env["GUARDED_OUT"], 200)}
+    assert answers == set(range(200))
+
+
+SASL = {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_username": "ann"}
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"fetch_max_wait": 1}, "there is no such setting, or option of kafka-python; did you mean 'fetch_max_wait_ms'?"),
+        ({**SASL, "sasl_mechanism": "PLAIM"}, "kafka.sasl_mechanism: there is no such mechanism; did you mean 'PLAIN'?"),
+        ({"security_protocol": "SASL_SLS"}, "there is no such protocol; did you mean 'SASL_SSL'?"),
+        ({"security_protocol": "SASL_SSL"}, "logging in needs both"),
+        ({"sasl_mechanism": "PLAIN"}, "logging in needs both"),
+    ],
+)
+def test_options_that_cannot_be_end_it_with_a_hint(
+    apache: Kafka, tmp_path: Path, options: dict[str, Any], hint: str
+) -> None:
+    guarded = Guarded(apache.hosts, tmp_path, "options")
+    done = flowkit("run", "guarded:app", env={**guarded.env, "GUARDED_OPTIONS": json.dumps(options)})
+    assert done.code == 2, done.err
+    assert done.err.splitlines()[-1].startswith("flowkit: ")
+    assert hint in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+
+
+def test_a_wrong_password_ends_it_with_a_hint(node: Node, tmp_path: Path) -> None:
+    node.start()
+    guarded = Guarded(f"127.0.0.1:{node.sasl_port}", tmp_path, "sasl")
+    options = {**SASL, "sasl_mechanism": "PLAIN", "sasl_plain_password": "wrong", "bootstrap_timeout_ms": 2_000}
+    done = flowkit("run", "guarded:app", env={**guarded.env, "GUARDED_OPTIONS": json.dumps(options)})
+    assert done.code == 2, done.err
+    assert f"flowkit: Kafka at {guarded.hosts} refuses this application" in done.err
+    assert "Traceback" not in done.err
+    with guarded.run(GUARDED_OPTIONS=json.dumps({**options, "sasl_plain_password": "right"})) as process:
+        process.wait_for("there is no topic 'sasl'")
+        assert process.stop() == 0

@@ -1,0 +1,114 @@
+"""The examples, tested with flowkit's fixtures the way their author would. examples/quakes.py has a file of its own."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from flowkit import Flowkit, ParserError, PayloadError
+from flowkit.testing import Client
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+ORDER = {"id": 7, "user": "ann", "total": 20.0}
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports an example, and forgets it afterwards: other tests have modules of these names too."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before = {name: sys.modules.pop(name) for name in ("mini", "shop") if name in sys.modules}
+    yield importlib.import_module
+    for name in ("mini", "shop"):
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
+
+
+class TestMini:
+    @pytest.fixture
+    def flowkit_app(self, load: Callable[[str], Any]) -> Flowkit:
+        return load("mini").app
+
+    def test_a_greeting_comes_back_louder(self, flowkit_client: Client) -> None:
+        call = flowkit_client.send("greetings", "hello", key="ann")
+        assert call.sent("shouts").value == "HELLO!"
+        assert call.queue is None  # it ran in the consumer
+
+    def test_a_greeting_that_is_no_text_is_refused(self, flowkit_client: Client) -> None:
+        with pytest.raises(PayloadError, match="payload: Input should be a valid string"):
+            flowkit_client.send("greetings", 42)
+
+    def test_a_greeting_as_another_program_would_write_it(self, flowkit_client: Client) -> None:
+        assert flowkit_client.send_raw("greetings", b'"hi"').sent("shouts").raw == b"HI!"
+        with pytest.raises(ParserError, match="Invalid JSON"):
+            flowkit_client.send_raw("greetings", b"hi")
+
+
+class TestShop:
+    @pytest.fixture
+    def flowkit_app(self, load: Callable[[str], Any]) -> Flowkit:
+        return load("shop").app
+
+    def test_an_order_is_billed_in_a_worker(self, flowkit_client: Client) -> None:
+        call = flowkit_client.send("orders", ORDER)
+        invoice = call.sent("invoices")
+        assert (invoice.key, invoice.value) == ("ann", {"order": 7, "total": 20.0})
+        assert call.queue == "default"
+        assert len(call.responses) == 1
+
+    def test_a_big_order_overtakes_and_raises_an_alert(self, flowkit_client: Client) -> None:
+        call = flowkit_client.send("orders", ORDER | {"total": 1000.5})
+        assert call.queue == "express"
+        alert = call.sent("alerts")
+        assert (alert.key, alert.partition_key, alert.value) == (None, "a", {"order": 7, "why": "big"})
+
+    def test_an_order_of_exactly_the_limit_is_not_big(self, flowkit_client: Client) -> None:
+        call = flowkit_client.send("orders", ORDER | {"total": 1000})
+        assert (call.queue, call.all_sent("alerts")) == ("default", [])
+
+    def test_an_order_of_nothing_is_done_at_once(self, flowkit_client: Client) -> None:
+        call = flowkit_client.send("orders", ORDER | {"total": 0})
+        assert call.aborted
+        assert call.queue is None
+        assert call.responses == []
+
+    def test_an_order_below_nothing_is_reported_and_put_aside(
+        self, flowkit_client: Client, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.WARNING, "shop")
+        call = flowkit_client.send("orders", ORDER | {"total": -1}, key="ann", raise_errors=False)
+        assert str(call.error) == "order 7 has a total of -1.0"
+        assert (call.attempts, call.responses) == (4, [])
+        assert call.dead_letter is not None
+        assert (call.dead_letter.topic, call.dead_letter.key) == ("orders.dead", "ann")
+        assert call.dead_letter.value == ORDER | {"total": -1}
+        assert [record.getMessage() for record in caplog.records if record.name == "shop"] == [
+            f"order at offset 0 failed on attempt {attempt}: order 7 has a total of -1.0" for attempt in (1, 2, 3, 4)
+        ]
+
+    def test_an_order_without_a_user_is_refused(self, flowkit_client: Client) -> None:
+        with pytest.raises(PayloadError, match="user: Field required"):
+            flowkit_client.send("orders", {"id": 7, "total": 20})
+
+    def test_an_invoice_becomes_a_parcel(self, flowkit_client: Client) -> None:
+        parcel = flowkit_client.send("invoices", {"order": 7, "total": 20}).sent("parcels")
+        assert (parcel.key, parcel.value["order"]) == ("7", 7)
+        assert datetime.fromisoformat(parcel.value["at"]).tzinfo is not None
+
+    def test_an_order_goes_all_the_way(self, flowkit_client: Client) -> None:
+        call = flowkit_client.send("orders", ORDER, follow=True)
+        assert call.sent("parcels").key == "7"
+        assert [item.topic for item in call.responses] == ["invoices"]
+
+    def test_many_orders(self, flowkit_client: Client) -> None:
+        calls = flowkit_client.send_batch("orders", [ORDER | {"id": number} for number in range(5)])
+        assert [call.sent("invoices").value["order"] for call in calls] == [0, 1, 2, 3, 4]

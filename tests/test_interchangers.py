@@ -1,0 +1,104 @@
+"""Every message survives the queue byte for byte."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+import orjson
+import pytest
+from support import make_app, make_record
+
+from flowkit import QueueError
+from flowkit.interchangers import Base64, Plain, pack, unpack
+
+VALUES = {
+    "empty": b"",
+    "text": b'{"id": 7}',
+    "umlauts": "äöü € 🎉".encode(),
+    "nul": b"\0",
+    "every byte": bytes(range(256)),
+    "invalid UTF-8": b"abc\xff\xfe",
+    "overlong UTF-8": b"\xc0\x80",
+    "a surrogate": b"\xed\xa0\x80",
+    "cut in a character": "€".encode()[:2],
+    "a byte order mark": b"\xef\xbb\xbf{}",
+    "900 KB of text": b'"' + b"x" * 900_000 + b'"',
+    "900 KB of bytes": bytes(range(256)) * 3600,
+    "looks packed": b'{"base64": "AAAA"}',
+    "looks packed itself": b"AAAA",
+}
+
+
+class Zip:
+    """Gives bytes to the queue, as the contract allows."""
+
+    load = staticmethod(zlib.compress)
+    parse = staticmethod(zlib.decompress)
+
+
+class Hex:
+    """Gives an object of its own to the queue."""
+
+    def load(self, value: bytes) -> Any:
+        return {"base64": value.hex()}
+
+    def parse(self, data: Any) -> bytes:
+        return bytes.fromhex(data["base64"])
+
+
+class Plaintext:
+    """Gives bytes that are text."""
+
+    @staticmethod
+    def load(value: bytes) -> bytes:
+        return value.hex().encode()
+
+    @staticmethod
+    def parse(data: bytes) -> bytes:
+        assert isinstance(data, bytes)
+        return bytes.fromhex(data.decode())
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize("interchanger", [Plain, Plain(), Base64, Base64()], ids=lambda i: repr(i)[:40])
+def test_a_value_comes_back_through_json(interchanger: Any, value: bytes) -> None:
+    assert interchanger.parse(json.loads(json.dumps(interchanger.load(value)))) == value
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_each_single_byte_comes_back(byte: int) -> None:
+    value = bytes([byte])
+
+    assert unpack(json.loads(json.dumps(pack(value)))) == value
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize("interchanger", [None, Base64, Zip, Hex(), Plaintext], ids=repr)
+def test_a_message_comes_back_from_its_queue_entry(interchanger: Any, value: bytes) -> None:
+    app = make_app(inline=False)
+    app.add_topic("orders", print, **({"interchanger": interchanger} if interchanger else {}))
+    handling = app.handling("orders")
+    record = make_record(value, key=value, headers=(("h", value), ("h", None), ("ä", b"")))
+
+    entry = orjson.loads(orjson.dumps(handling.entry(record, 1.5, record.value)))
+
+    assert handling.record(entry) == record
+
+
+def test_text_stays_readable_in_redis() -> None:
+    assert Plain.load("ä".encode()) == "ä"
+
+
+def test_a_missing_key_or_header_stays_missing() -> None:
+    assert pack(None) is None
+    assert unpack(None) is None
+
+
+@pytest.mark.parametrize(
+    "data", [7, [], {}, {"base64": 1}, {"base64": "not base64!"}, {"base64": "A"}, {"other": ""}, True], ids=repr
+)
+def test_what_flowkit_did_not_queue_is_refused(data: Any) -> None:
+    with pytest.raises(QueueError, match="this is not what flowkit put into the queue"):
+        unpack(data)

@@ -1,0 +1,887 @@
+"""Messages through the queue: into a real Redis by one call, out of it by RQ's own worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import secrets
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq import Queue, SimpleWorker
+from rq.job import Job
+from rq.registry import FailedJobRegistry, ScheduledJobRegistry
+from rq.serializers import DefaultSerializer
+
+from flowkit import Flowkit, Message, Retry
+from flowkit.clients.memory import Broker
+from flowkit.dispatch import Handling
+from flowkit.errors import QueueError, RedisUnavailable, RouteNotFound
+from flowkit.interchangers import Base64
+from flowkit.jobs import (
+    PERFORM,
+    RUNS,
+    SPLIT_AFTER,
+    Envelope,
+    JobQueue,
+    Mark,
+    Marks,
+    MarksMoved,
+    Pack,
+    connect,
+    known_queues,
+    perform,
+    redis_errors,
+)
+from flowkit.message import Partition, PlainRecord
+from flowkit.producer import Producer
+from flowkit.upkeep import Upkeep
+
+AT_ONCE = Retry(attempts=3, first=0, jitter=0)
+HELD = signal.SIGINT, signal.SIGTERM, signal.SIGALRM
+
+
+class Shop:
+    """An application that jobs find by its name, its queue in the shared Redis, and a Kafka in memory."""
+
+    def __init__(self, redis: Redis, url: str, **settings: Any) -> None:
+        self.redis = redis
+        self.url = url
+        self.broker = Broker()
+        self.app = Flowkit("shop", kafka={"hosts": "127.0.0.1:1"}, redis=url, **settings)
+        self.module = types.ModuleType(f"shop_{secrets.token_hex(4)}")
+        self.module.app = self.app  # type: ignore[attr-defined]
+        self.app.reference = f"{self.module.__name__}:app"
+        self.app._producer = Producer(lambda: self.app.settings, self.broker.producer)
+
+    @property
+    def queue(self) -> JobQueue:
+        return JobQueue(self.url, "shop", self.app.reference)
+
+    def enqueue(self, topic: str, *values: bytes | None, queue: str = "default", **fields: Any) -> list[Job]:
+        """Queues messages from offset 0 on, and gives the jobs as RQ's default serializer reads them."""
+        handling = self.app.handling(topic)
+        entries = [
+            handling.entry(record, 1_700_000_001.5, record.value)
+            for record in (
+                PlainRecord(topic, 0, offset, 1_700_000_000_000, fields.get("key"), value, fields.get("headers", ()))
+                for offset, value in enumerate(values)
+            )
+        ]
+        before = {job.id for job in self.jobs(queue)}
+        pack = Pack(handling, queue, entries)
+        self.queue.enqueue(handling.group, [pack], {Partition(topic, 0): None}, {Partition(topic, 0): len(values)})
+        return [job for job in self.jobs(queue) if job.id not in before]
+
+    def jobs(self, queue: str = "default") -> list[Job]:
+        return Queue(queue, connection=self.redis).jobs
+
+    def work(self, queue: str = "default") -> None:
+        """RQ's own worker, with nothing of ours set, until the queue is empty."""
+        SimpleWorker([queue], connection=self.redis).work(burst=True, logging_level="ERROR")
+
+    def work_all(self, queue: str = "default") -> None:
+        """The same, and all waits of retries pass at once."""
+        self.work(queue)
+        while self.bring_due(queue):
+            self.work(queue)
+
+    def bring_due(self, queue: str = "default") -> int:
+        """Lets the waits of all scheduled jobs of the queue pass."""
+        registry = ScheduledJobRegistry(queue, connection=self.redis)
+        ids = registry.get_job_ids()
+        for id_ in ids:
+            self.redis.zadd(registry.key, {id_: 1})
+        upkeep = Upkeep(self.url, "shop")
+        upkeep.turn()
+        upkeep.close()
+        return len(ids)
+
+    def scheduled(self, queue: str = "default") -> list[Job]:
+        ids = ScheduledJobRegistry(queue, connection=self.redis).get_job_ids()
+        return [Job.fetch(id_, connection=self.redis) for id_ in ids]
+
+    def failed(self, queue: str = "default") -> list[Job]:
+        ids = FailedJobRegistry(queue, connection=self.redis).get_job_ids()
+        return [Job.fetch(id_, connection=self.redis) for id_ in ids]
+
+
+@pytest.fixture
+def shop(redis: Redis, redis_url: str) -> Iterator[Shop]:
+    yield from _opened(Shop(redis, redis_url, retry=AT_ONCE))
+
+
+def _opened(shop: Shop) -> Iterator[Shop]:
+    """Makes the module of the shop importable; RQ's worker keeps signal handlers, which are put back."""
+    handlers = {number: signal.getsignal(number) for number in HELD}
+    sys.modules[shop.module.__name__] = shop.module
+    yield shop
+    del sys.modules[shop.module.__name__]
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def data_of(job: Job) -> dict[str, Any]:
+    (text,) = job.args
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
+def offsets_of(jobs: Sequence[Job]) -> list[int]:
+    return [entry[1] for job in jobs for entry in data_of(job)["messages"]]
+
+
+def log_runs(shop: Shop, fails: Callable[[Any, Message], object] = lambda payload, message: None) -> list[Any]:
+    """A handler of ``orders`` that writes down (payload, attempt), and then does what ``fails`` does."""
+    runs: list[Any] = []
+
+    def handler(payload: Any, message: Message) -> None:
+        runs.append((payload, message.attempt))
+        fails(payload, message)
+
+    shop.app.add_topic("orders", handler)
+    return runs
+
+
+# Into the queue.
+
+
+def test_a_job_is_what_rq_itself_would_have_written(shop: Shop) -> None:
+    log_runs(shop)
+    (job,) = shop.enqueue("orders", b'{"id": 7}', key=b"ann")
+
+    fetched = Job.fetch(job.id, connection=shop.redis)
+    assert fetched.func_name == PERFORM
+    assert fetched.origin == "default"
+    assert fetched.description == "orders[0]@0"
+    assert fetched.get_status() == "queued"
+    assert fetched.timeout == 180
+    assert fetched.result_ttl == 60
+    assert fetched.retries_left == RUNS.max
+    assert fetched.retry_intervals == RUNS.intervals
+    assert fetched.enqueued_at is not None
+    assert fetched.created_at is not None
+    assert fetched.meta == {}
+    assert data_of(fetched) == {
+        "app": shop.app.reference,
+        "topic": "orders",
+        "attempt": 1,
+        "messages": [[0, 0, 1_700_000_000_000, 1_700_000_001.5, "ann", [], '{"id": 7}']],
+    }
+
+
+def test_a_job_has_the_fields_of_rqs_own_enqueue(shop: Shop) -> None:
+    log_runs(shop)
+    (ours,) = shop.enqueue("orders", b"1")
+    theirs = Queue("default", connection=shop.redis).enqueue(
+        PERFORM, "{}", description="x", result_ttl=60, retry=RUNS, job_timeout=180
+    )
+    assert set(shop.redis.hkeys(ours.key)) == set(shop.redis.hkeys(theirs.key))
+    assert shop.redis.smembers(Queue.redis_queues_keys) == {b"rq:queue:default"}
+
+
+def test_the_queues_of_an_application_are_known(shop: Shop, redis: Redis) -> None:
+    log_runs(shop)
+    shop.enqueue("orders", b"1")
+    shop.redis.delete("flowkit:marks:shop_orders")
+    shop.enqueue("orders", b"1", queue="express")
+    assert known_queues(redis, "shop") == {"default", "express"}
+    assert known_queues(redis, "another") == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"job_size": 3}, [3, 3, 1]),
+        ({"job_size": 100}, [7]),
+        ({"job_size": 1}, [1] * 7),
+        ({"job_size": 3, "retry": 1}, [1] * 7),  # what fails has no second attempt that could be a job of its own
+    ],
+)
+def test_messages_are_packed_into_jobs_of_job_size_in_order(
+    shop: Shop, options: dict[str, Any], sizes: list[int]
+) -> None:
+    shop.app.add_topic("orders", lambda payload: None, **options)
+    jobs = shop.enqueue("orders", *(str(number).encode() for number in range(7)))
+    assert [len(data_of(job)["messages"]) for job in jobs] == sizes
+    assert offsets_of(jobs) == list(range(7))
+    assert [job.timeout for job in jobs] == [180 * size for size in sizes]
+
+
+def test_the_description_of_a_pack_names_its_ends(shop: Shop) -> None:
+    shop.app.add_topic("orders", lambda payload: None)
+    (job,) = shop.enqueue("orders", b"1", b"2", b"3")
+    assert job.description == "orders[0]@0 to [0]@2, 3 messages"
+
+
+def test_topics_that_differ_only_in_dots_underscores_and_dashes_do_not_share_ids(shop: Shop) -> None:
+    topics = ["a.b", "a_b", "a-b", "a_db", "a__b", "a..b", "a_.b", "a._b"]
+    for topic in topics:
+        shop.app.add_topic(topic, lambda payload: None)
+    ids = [job.id for topic in topics for job in shop.enqueue(topic, b"1")]
+    assert len({id_.rpartition("-")[0] for id_ in ids}) == len(topics)  # without the random part
+    assert all(Job.exists(id_, connection=shop.redis) for id_ in ids)
+
+
+def test_jobs_and_marks_move_together(shop: Shop) -> None:
+    shop.app.add_topic("orders", lambda payload: None)
+    partition = Partition("orders", 0)
+    assert shop.queue.marks("shop_orders", [partition]) == {partition: Mark(None, None)}
+    shop.enqueue("orders", b"1", b"2")
+    assert shop.queue.marks("shop_orders", [partition]) == {partition: Mark(2, None)}
+
+
+def test_several_partitions_and_queues_go_in_one_call(shop: Shop) -> None:
+    shop.app.add_topic("orders", lambda payload: None)
+    handling = shop.app.handling("orders")
+    entries = [handling.entry(PlainRecord("orders", n, 5, 0, None, b"1"), 0.0, b"1") for n in range(3)]
+    packs = [Pack(handling, "default", entries[:2]), Pack(handling, "express", entries[2:])]
+    marks = {Partition("orders", number): 6 for number in range(3)}
+    assert shop.queue.enqueue("shop_orders", packs, dict.fromkeys(marks), marks) == 2
+    assert shop.queue.marks("shop_orders", list(marks)) == {p: Mark(6, None) for p in marks}
+    assert (len(shop.jobs()), len(shop.jobs("express"))) == (1, 1)
+
+
+@pytest.mark.parametrize("expected", [None, 1, 3])
+def test_if_a_mark_is_not_the_expected_one_nothing_is_written(shop: Shop, expected: int | None) -> None:
+    shop.app.add_topic("orders", lambda payload: None)
+    handling = shop.app.handling("orders")
+    shop.enqueue("orders", b"1", b"2")
+    keys = set(shop.redis.keys())
+    entry = handling.entry(PlainRecord("orders", 0, 2, 0, None, b"3"), 0.0, b"3")
+    other, partition = Partition("orders", 1), Partition("orders", 0)
+    with pytest.raises(MarksMoved):
+        shop.queue.enqueue(
+            "shop_orders",
+            [Pack(handling, "default", [entry])],
+            {other: None, partition: expected},
+            {other: 1, partition: 3},  # the first would be fine alone
+        )
+    assert set(shop.redis.keys()) == keys
+    assert len(shop.jobs()) == 1
+    assert shop.queue.marks("shop_orders", [partition, other]) == {partition: Mark(2, None), other: Mark(None, None)}
+
+
+def test_a_call_whose_reply_got_lost_can_be_repeated(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis did it, but the reply never came: the second call says so, and queues nothing."""
+    shop.app.add_topic("orders", lambda payload: None)
+    handling = shop.app.handling("orders")
+    entry = handling.entry(PlainRecord("orders", 0, 0, 0, None, b"1"), 0.0, b"1")
+    queue, partition = shop.queue, Partition("orders", 0)
+    script = queue._script
+
+    def and_then_silence(**arguments: Any) -> Any:
+        script(**arguments)
+        raise RedisTimeoutError("Timeout reading from socket")
+
+    monkeypatch.setattr(queue, "_script", and_then_silence)
+    before: Marks = {partition: None}
+    call = ("shop_orders", [Pack(handling, "default", [entry])], before, {partition: 1})
+    with pytest.raises(RedisUnavailable):
+        queue.enqueue(*call)
+    monkeypatch.setattr(queue, "_script", script)
+    with pytest.raises(MarksMoved):
+        queue.enqueue(*call)
+    assert queue.marks("shop_orders", [partition])[partition].queued == 1
+    assert len(shop.jobs()) == 1
+
+
+def test_a_rewind_forgets_and_a_commit_is_remembered(shop: Shop) -> None:
+    queue, a, b = shop.queue, Partition("orders", 0), Partition("orders", 1)
+    queue.committed("g", {a: 7, b: 9})
+    assert queue.marks("g", [a, b]) == {a: Mark(None, 7), b: Mark(None, 9)}
+    queue.rewind("g", a, 3)
+    queue.rewind("g", b, None)
+    assert queue.marks("g", [a, b]) == {a: Mark(3, 3), b: Mark(None, None)}
+    assert queue.marks("another", [a]) == {a: Mark(None, None)}
+    assert queue.marks("g", []) == {}
+
+
+# What a job may hold.
+
+
+def test_rqs_default_serializer_reads_an_envelope() -> None:
+    value: Any = (PERFORM, None, ("text",), {})
+    assert DefaultSerializer.loads(Envelope.dumps(value)) == value
+    assert Envelope.loads(DefaultSerializer.dumps(value)) == value
+
+
+class Evil:
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call[0], self.call[1:]
+
+
+@pytest.mark.parametrize("evil", [Evil(os.system, "false"), Evil(eval, "1"), Evil(getattr, "", "join"), Shop, len])
+def test_an_envelope_refuses_everything_but_text(evil: Any) -> None:
+    with pytest.raises(QueueError, match="flowkit's jobs hold text only"):
+        Envelope.loads(pickle.dumps((PERFORM, None, (evil,), {})))
+
+
+def test_every_byte_survives_the_queue(shop: Shop) -> None:
+    got: list[Any] = []
+
+    def handler(message: Message) -> None:
+        got.append((message.value, message.key, message.headers.pairs, message.timestamp.timestamp()))
+
+    values = [
+        bytes(range(256)),
+        b"\x00" * 5,
+        b"",
+        b"\xff\xfe",
+        "é€😀\u2028".encode(),
+        os.urandom(900_000),
+        b"x" * 900_000,
+    ]
+    headers = (("trace", b"\xff\x00"), ("trace", b"again"), ("none", None))
+    shop.app.add_topic("orders", handler)
+    shop.app.add_topic("base", handler, interchanger=Base64)
+    for topic in ("orders", "base"):
+        shop.enqueue(topic, *values, key=b"\x00key\xff", headers=headers)
+    shop.work()
+    assert got == [(value, b"\x00key\xff", headers, 1_700_000_000.0) for value in values * 2]
+
+
+def test_an_interchanger_may_give_bytes_or_anything_json_can_hold(shop: Shop) -> None:
+    class Backwards:
+        def load(self, value: bytes) -> bytes:
+            return value[::-1]
+
+        def parse(self, data: Any) -> bytes:
+            assert isinstance(data, bytes)
+            return data[::-1]
+
+    class Numbers:
+        def load(self, value: bytes) -> list[int]:
+            return list(value)
+
+        def parse(self, data: Any) -> bytes:
+            return bytes(data)
+
+    got: list[bytes | None] = []
+
+    def handler(message: Message) -> None:
+        got.append(message.value)
+
+    shop.app.add_topic("a", handler, interchanger=Backwards())
+    shop.app.add_topic("b", handler, interchanger=Numbers())
+    value = bytes(range(256))
+    for topic in ("a", "b"):
+        shop.enqueue(topic, value, b"text")
+    shop.work()
+    assert shop.failed() == []
+    assert got == [value, b"text"] * 2
+
+
+def test_a_tombstone_is_still_one_in_the_worker(shop: Shop) -> None:
+    runs = log_runs(shop)
+    shop.enqueue("orders", None, b"null", b"")
+    shop.work()
+    assert runs == [(None, 1), (None, 1), ({"message": b""}, 1)]
+
+
+def test_what_a_hook_made_of_the_payload_reaches_the_worker(shop: Shop) -> None:
+    runs = log_runs(shop)
+
+    @shop.app.before_enqueue("orders")
+    def enrich(order: dict[str, Any], message: Message) -> None:
+        order["seen"] = True  # in place
+
+    record = PlainRecord("orders", 0, 0, 0, None, b'{"id": 1}')
+    handling = shop.app.handling("orders")
+    ticket = handling.admit(record, 1, 0.0)
+    assert ticket is not None
+    message, entry = ticket
+    shop.queue.enqueue("g", [Pack(handling, message.queue or "", [entry])], {}, {Partition("orders", 0): 1})
+    shop.work()
+    assert runs == [({"id": 1, "seen": True}, 1)]  # and the hook did not run again
+
+
+def test_a_message_in_the_worker_knows_where_it_comes_from(shop: Shop) -> None:
+    seen: list[Any] = []
+
+    @shop.app.topic("orders", group="billing", queue="express")
+    def handler(message: Message) -> None:
+        seen.append((message.topic, message.partition, message.offset, message.group, message.queue))
+        seen.append(message.received_at.timestamp())
+
+    shop.enqueue("orders", b"1", queue="express")
+    shop.work("express")
+    assert seen == [("orders", 0, 0, "billing", "express"), 1_700_000_001.5]
+
+
+# Out of the queue.
+
+
+def test_a_stock_rq_worker_runs_a_pack_in_order_and_sends_its_responses(shop: Shop) -> None:
+    @shop.app.topic("orders")
+    @shop.app.responds_to("invoices")
+    def bill(order: Any) -> None:
+        shop.app.respond_to("invoices", {"order": order}, key=f"k{order}")
+
+    shop.enqueue("orders", *(str(number).encode() for number in range(250)))
+    assert len(shop.jobs()) == 3
+    shop.work()
+    invoices = shop.broker.records("invoices")
+    assert [json.loads(record.value or b"") for record in invoices] == [{"order": number} for number in range(250)]
+    assert invoices[7].key == b"k7"
+    assert shop.failed() == []
+
+
+@pytest.mark.parametrize("data", ["", "not json", "[]", "{}", '{"app": "a:b"}', '"text"', "null", "1"])
+def test_a_job_that_is_not_ours_is_refused(data: str) -> None:
+    with pytest.raises(QueueError, match="not one of flowkit's"):
+        perform(data)
+
+
+def test_a_message_that_flowkit_did_not_queue_fails_alone(shop: Shop) -> None:
+    runs = log_runs(shop)
+    entries: list[Any] = [["nonsense"], [0, 0, 0, 0.0, None, [], {"base64": 5}], [0, 0, 0, 0.0, 5, [], "1"]]
+    for entry in entries:
+        data = {"app": shop.app.reference, "topic": "orders", "attempt": 1, "messages": [entry]}
+        with pytest.raises(QueueError, match="queue"):
+            perform(json.dumps(data))
+    assert runs == []
+
+
+def test_a_job_for_an_unknown_topic_says_which_are_known(shop: Shop) -> None:
+    log_runs(shop)
+    data = {"app": shop.app.reference, "topic": "oders", "attempt": 1, "messages": []}
+    with pytest.raises(RouteNotFound, match=r"'oders'; known are: orders"):
+        perform(json.dumps(data))
+
+
+def test_an_application_that_fails_at_import_shows_its_own_error(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RQ's own import would say `Invalid attribute name` for it."""
+    name = f"broken_{secrets.token_hex(4)}"
+    tmp_path.joinpath(f"{name}.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    log_runs(shop)
+    (job,) = shop.enqueue("orders", b"1")
+    shop.redis.hset(
+        job.key, "data", Envelope.dumps((PERFORM, None, (job.args[0].replace(shop.module.__name__, name),), {}))
+    )
+    shop.redis.hset(job.key, "retries_left", 0)
+    shop.work()
+    (failed,) = shop.failed()
+    result = failed.latest_result()
+    assert result is not None
+    assert "ModuleNotFoundError: No module named 'a_package_that_is_not_there'" in (result.exc_string or "")
+
+
+def test_a_job_waits_for_an_application_that_cannot_be_imported_now(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken deployment is no failed attempt of the message."""
+    runs = log_runs(shop)
+    shop.enqueue("orders", b"1")
+    del sys.modules[shop.module.__name__]
+    for _ in range(AT_ONCE.attempts + 1):
+        shop.work()
+        shop.bring_due()
+    sys.modules[shop.module.__name__] = shop.module
+    shop.work_all()
+    assert runs == [(1, 1)]
+    assert shop.failed() == []
+
+
+# Failure.
+
+
+def fail_on(*payloads: Any, times: int = 99) -> Callable[[Any, Message], None]:
+    def fail(payload: Any, message: Message) -> None:
+        if payload in payloads and message.attempt <= times:
+            raise ValueError(f"no {payload}")
+
+    return fail
+
+
+def test_a_message_that_fails_in_a_pack_gets_a_job_of_its_own_and_the_others_are_done(shop: Shop) -> None:
+    runs = log_runs(shop, fail_on(1, 3, times=2))
+    shop.enqueue("orders", b"0", b"1", b"2", b"3")
+    shop.work()
+    assert runs == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    assert offsets_of(sorted(shop.scheduled(), key=lambda job: offsets_of([job]))) == [1, 3]
+    assert all(job.timeout == 180 for job in shop.scheduled())
+
+    shop.work_all()
+    assert sorted(runs[4:]) == [(1, 2), (1, 3), (3, 2), (3, 3)]
+    assert shop.failed() == []
+    assert shop.jobs() == []
+
+
+@pytest.mark.parametrize("values", [[b"1"], [b"0", b"1"]], ids=["alone", "in a pack"])
+def test_attempts_are_counted_told_to_the_hook_and_then_the_job_is_in_rqs_failed_registry(
+    shop: Shop, values: list[bytes]
+) -> None:
+    runs = log_runs(shop, fail_on(1))
+    told: list[Any] = []
+    shop.app.after_failure("orders")(lambda error: told.append(str(error)))
+
+    @shop.app.after_failure("orders")
+    def report(error: Exception, message: Message) -> None:
+        told.append((message.offset, message.attempt))
+
+    shop.enqueue("orders", *values)
+    shop.work_all()
+    offset = len(values) - 1
+    assert [run for run in runs if run[0] == 1] == [(1, 1), (1, 2), (1, 3)]
+    assert told == ["no 1", (offset, 1), "no 1", (offset, 2), "no 1", (offset, 3)]
+    (failed,) = shop.failed()
+    result = failed.latest_result()
+    assert result is not None
+    assert "ValueError: no 1" in (result.exc_string or "")
+    assert offsets_of([failed]) == [offset]
+
+
+def test_waits_are_those_of_the_route(shop: Shop, redis: Redis) -> None:
+    shop.app.add_topic("orders", _always_fails, retry=Retry(attempts=4, first=100, factor=3, cap=500, jitter=0))
+    shop.enqueue("orders", b"0", b"1")
+    registry = ScheduledJobRegistry("default", connection=redis)
+    for wait in (100, 300, 500):
+        shop.work()
+        assert len(registry) == 2
+        for id_ in registry.get_job_ids():
+            seconds = registry.get_scheduled_time(id_).timestamp() - redis.time()[0]
+            assert wait - 3 <= seconds <= wait + 1
+        shop.bring_due()
+    shop.work()
+    assert len(shop.failed()) == 2
+
+
+def _always_fails(payload: Any) -> None:
+    raise ValueError("no")
+
+
+def test_the_dead_letter_follows_the_last_attempt(shop: Shop) -> None:
+    shop.app.add_topic("orders", _always_fails, dead_letter="orders.dead")
+    shop.enqueue("orders", b"\xff", b"1", key=b"ann", headers=(("trace", b"t"),))
+    shop.work_all()
+    dead = shop.broker.records("orders.dead")
+    assert sorted(record.value or b"" for record in dead) == [b"1", b"\xff"]
+    for record in dead:
+        headers = dict(record.headers)
+        assert record.key == b"ann"
+        assert headers["trace"] == b"t"
+        assert headers["kafka_dlt-original-topic"] == b"orders"
+        assert headers["flowkit-attempts"] == b"3"
+    assert shop.failed() == []
+    assert shop.scheduled() == []
+
+
+def test_a_dead_letter_that_kafka_refuses_is_sent_later(shop: Shop) -> None:
+    runs = log_runs(shop, fail_on(0))
+    shop.app.routes["orders"].dead_letter = "orders.dead"
+    shop.app.routes["orders"].retry = Retry(attempts=1)
+    shop.broker.refuse = RuntimeError("no leader")
+    shop.enqueue("orders", b"0")
+    shop.work()
+    shop.bring_due()
+    shop.broker.refuse = None
+    shop.work_all()
+    assert len(shop.broker.records("orders.dead")) == 1
+    assert runs == [(0, 1), (0, 1)]
+    assert shop.failed() == []
+
+
+def test_a_route_with_one_attempt_fails_once(shop: Shop) -> None:
+    runs = log_runs(shop, fail_on(1))
+    shop.app.routes["orders"].retry = Retry(attempts=1)
+    shop.enqueue("orders", b"0", b"1", b"2")
+    shop.work_all()
+    assert runs == [(0, 1), (1, 1), (2, 1)]
+    assert offsets_of(shop.failed()) == [1]
+
+
+def test_a_failed_job_can_be_requeued_by_hand(shop: Shop) -> None:
+    runs = log_runs(shop, fail_on(1, times=3))
+    shop.enqueue("orders", b"1")
+    shop.work_all()
+    (failed,) = shop.failed()
+    failed.requeue()
+    shop.work_all()
+    assert len(runs) == 4
+    assert [job.id for job in shop.failed()] == [failed.id]
+    assert runs[3] == (1, 3)  # again its last attempt
+
+
+def test_a_response_that_kafka_refuses_fails_only_its_message(shop: Shop) -> None:
+    attempts: list[Any] = []
+
+    @shop.app.topic("orders")
+    @shop.app.responds_to("invoices")
+    def bill(order: int, message: Message) -> int:
+        attempts.append((order, message.attempt))
+        shop.broker.refuse = RuntimeError("too large") if (order, message.attempt) == (1, 1) else None
+        return order
+
+    shop.enqueue("orders", b"0", b"1", b"2")
+    shop.work_all()
+    assert attempts == [(0, 1), (1, 1), (2, 1), (1, 2)]
+    assert [record.value for record in shop.broker.records("invoices")] == [b"0", b"2", b"1"]
+
+
+def test_after_a_refusal_a_new_producer_is_made(shop: Shop) -> None:
+    """A fatal error of an idempotent producer is for ever, and a worker's producer lives as long as the worker."""
+    made: list[Any] = []
+
+    def make(settings: Any) -> Any:
+        made.append(shop.broker.producer(settings))
+        return made[-1]
+
+    shop.app._producer = Producer(lambda: shop.app.settings, make)
+    shop.app.add_topic("orders", lambda order: order)
+    shop.app.add_response(shop.app.routes["orders"].handler, "invoices")
+    shop.enqueue("orders", b"0")
+    shop.broker.refuse = RuntimeError("out of sequence")
+    shop.work()
+    assert len(made) == 1
+    shop.broker.refuse = None
+    shop.work_all()
+    assert len(made) == 2
+    assert [record.value for record in shop.broker.records("invoices")] == [b"0"]
+
+
+def test_a_failed_check_sends_nothing(shop: Shop) -> None:
+    @shop.app.topic("orders")
+    @shop.app.responds_to("invoices")
+    @shop.app.responds_to("alerts")
+    def bill(order: int) -> None:
+        shop.app.respond_to("invoices", order)
+
+    shop.enqueue("orders", b"0")
+    shop.work_all()
+    assert shop.broker.records("invoices") == []
+    assert len(shop.failed()) == 1
+
+
+def test_an_abort_in_the_worker_is_done(shop: Shop) -> None:
+    runs = log_runs(shop, lambda payload, message: shop.app.abort() if payload == 1 else None)
+    shop.enqueue("orders", b"0", b"1", b"2")
+    shop.work_all()
+    assert runs == [(0, 1), (1, 1), (2, 1)]
+    assert shop.failed() == []
+
+
+def test_a_time_out_hits_only_the_message_at_hand(shop: Shop) -> None:
+    """A job of three messages may take three times as long as one, but no message may take the time of the others."""
+    told: list[str] = []
+
+    def hang(payload: Any, message: Message) -> None:
+        if payload == 1 and message.attempt == 1:
+            threading.Event().wait(30)
+
+    runs = log_runs(shop, hang)
+    shop.app.routes["orders"].job_timeout = 0.3
+    shop.app.after_failure("orders")(lambda error: told.append(type(error).__name__))
+    shop.enqueue("orders", b"0", b"1", b"2")
+    shop.work_all()
+    assert runs == [(0, 1), (1, 1), (2, 1), (1, 2)]
+    assert told == ["JobTimeoutException"]
+    assert shop.failed() == []
+
+
+def test_a_failure_hook_is_timed_too(shop: Shop) -> None:
+    """The alarm rings once; without a new one, a hook that hangs would keep the worker for ever."""
+    ended: list[str] = []
+    runs = log_runs(shop, lambda payload, message: threading.Event().wait(30) if message.attempt == 1 else None)
+    shop.app.routes["orders"].job_timeout = 0.3
+
+    @shop.app.after_failure("orders")
+    def hang(error: Exception) -> None:
+        try:
+            threading.Event().wait(30)
+        finally:
+            ended.append(repr(sys.exception()))
+
+    shop.enqueue("orders", b"0")
+    shop.work_all()
+    assert [error.partition("(")[0] for error in ended] == ["JobTimeoutException"]
+    assert runs == [(0, 1), (0, 2)]
+
+
+# Workers that are killed. RQ retries their jobs; here it is told so by hand.
+
+
+def kill_worker_of(shop: Shop, job: Job) -> None:
+    """Leaves the job as a worker leaves it that was killed in the middle of it, and has RQ find it."""
+    registry = Queue("default", connection=shop.redis).started_job_registry
+    shop.redis.lrem("rq:queue:default", 1, job.id)
+    shop.redis.hset(job.key, "status", "started")
+    shop.redis.zadd(registry.key, {f"{job.id}:1": 1})
+    registry.cleanup()
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_killed_worker_is_no_failed_attempt(shop: Shop, attempts: int) -> None:
+    runs = log_runs(shop)
+    shop.app.routes["orders"].retry = Retry(attempts=attempts)
+    (job,) = shop.enqueue("orders", b"1")
+    for _ in range(4):
+        kill_worker_of(shop, job)
+        assert shop.failed() == []
+        shop.bring_due()
+    shop.work()
+    assert runs == [(1, 1)]
+
+
+def test_messages_of_a_job_that_keeps_killing_its_worker_get_jobs_of_their_own(shop: Shop) -> None:
+    runs = log_runs(shop)
+    (job,) = shop.enqueue("orders", b"0", b"1", b"2")
+    for _ in range(SPLIT_AFTER):
+        kill_worker_of(shop, job)
+        shop.bring_due()
+    shop.work()
+    assert runs == []
+    assert sorted(offsets_of(shop.scheduled())) == [0, 1, 2]
+    assert len(shop.scheduled()) == 3
+    shop.work_all()
+    assert sorted(runs) == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_a_message_that_always_kills_its_worker_becomes_a_dead_letter(shop: Shop) -> None:
+    runs = log_runs(shop)
+    shop.app.routes["orders"].dead_letter = "orders.dead"
+    (job,) = shop.enqueue("orders", b"1")
+    for _ in range(RUNS.max):
+        kill_worker_of(shop, job)
+        assert shop.failed() == []
+        shop.bring_due()
+    shop.work()
+    assert runs == []
+    (dead,) = shop.broker.records("orders.dead")
+    assert b"killed" in (dict(dead.headers)["kafka_dlt-exception-message"] or b"")
+    assert shop.failed() == []
+
+
+def test_a_job_that_ran_out_of_runs_can_be_requeued_by_hand(shop: Shop) -> None:
+    """After a deployment that was broken for long, `rq requeue` means: run it, and not: bury it."""
+    runs = log_runs(shop)
+    shop.app.routes["orders"].dead_letter = "orders.dead"
+    shop.enqueue("orders", b"1")
+    del sys.modules[shop.module.__name__]
+    shop.work_all()
+    sys.modules[shop.module.__name__] = shop.module
+    (failed,) = shop.failed()
+    failed.requeue()
+    shop.work()
+    assert runs == [(1, 1)]
+    assert shop.broker.records("orders.dead") == []
+    assert shop.failed() == []
+
+
+# Redis.
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RedisConnectionError("Error 111 connecting"), "Redis does not answer: Error 111 connecting; is it running"),
+        (RedisTimeoutError("Timeout reading"), "Redis does not answer: Timeout reading"),
+        (ResponseError("OOM command not allowed"), "Redis refuses: OOM command not allowed"),
+    ],
+)
+def test_redis_errors_say_what_to_do(error: Exception, text: str) -> None:
+    with pytest.raises(RedisUnavailable, match=f"^{text}"), redis_errors():
+        raise error
+
+
+def test_a_redis_that_is_not_there_is_redis_unavailable(shop: Shop) -> None:
+    queue = JobQueue({"host": "127.0.0.1", "port": 1, "retry": None}, "shop", "shop:app")
+    with pytest.raises(RedisUnavailable, match="does not answer"):
+        queue.marks("g", [Partition("orders", 0)])
+    with pytest.raises(RedisUnavailable, match="does not answer"):
+        queue.committed("g", {Partition("orders", 0): 1})
+    with pytest.raises(RedisUnavailable, match="does not answer"):
+        queue.rewind("g", Partition("orders", 0), 1)
+    log_runs(shop)
+    handling = shop.app.handling("orders")
+    with pytest.raises(RedisUnavailable, match="does not answer"):
+        queue.enqueue("g", [Pack(handling, "default", [_entry(handling)])], {}, {Partition("orders", 0): 1})
+
+
+def _entry(handling: Handling) -> list[Any]:
+    return handling.entry(PlainRecord("orders", 0, 0, 0, None, b"1"), 0.0, b"1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("redis://example.org:7000/2", {"host": "example.org", "port": 7000, "db": 2}),
+        ({"host": "example.org", "db": 4}, {"host": "example.org", "db": 4}),
+        ({"url": "redis://example.org/5", "username": "ann"}, {"host": "example.org", "db": 5, "username": "ann"}),
+        ({"host": "h", "socket_timeout": 3}, {"socket_timeout": 3}),
+        ("redis://h?socket_timeout=4", {"socket_timeout": 4.0}),
+        ("unix:///tmp/redis.sock", {"path": "/tmp/redis.sock"}),
+    ],
+)
+def test_connect_takes_urls_and_options(settings: Any, expected: dict[str, Any]) -> None:
+    options = connect(settings).connection_pool.connection_kwargs
+    assert expected.items() <= options.items()
+    assert options["socket_connect_timeout"] == 5
+    assert options.get("socket_timeout", 0) > 0
+    if "socket_timeout" not in expected:
+        assert options["socket_timeout"] == 15
+
+
+# Custom workers.
+
+
+class Elsewhere:
+    """A custom worker as one in front of Celery would be: it stores its parameters as JSON."""
+
+    def __init__(self) -> None:
+        self.stored: list[tuple[str, str]] = []
+
+    def perform_async(self, topic: str, params: Mapping[str, Any]) -> None:
+        self.stored.append((topic, json.dumps(params)))
+
+
+def test_a_custom_worker_gives_its_messages_back_to_the_application(shop: Shop) -> None:
+    worker = Elsewhere()
+
+    @shop.app.topic("orders", worker=worker)
+    @shop.app.responds_to("invoices")
+    def bill(order: Any, message: Message) -> Any:
+        if order == {"message": b"\xff"}:
+            raise ValueError(f"no, attempt {message.attempt}")
+        return [order, message.offset, message.attempt]
+
+    told: list[int] = []
+
+    @shop.app.after_failure("orders")
+    def report(error: Exception, message: Message) -> None:
+        told.append(message.attempt)
+
+    handling = shop.app.handling("orders")
+    from flowkit.dispatch import params
+
+    for offset, value in enumerate([b"5", b"\xff"]):
+        ticket = handling.admit(PlainRecord("orders", 0, offset, 0, b"\xfe", value), 1, 0.0)
+        assert ticket is not None
+        message, entry = ticket
+        message.worker.perform_async("orders", params("orders", entry))
+
+    (topic, good), (_, bad) = worker.stored
+    shop.app.perform(topic, json.loads(good))
+    assert [record.value for record in shop.broker.records("invoices")] == [b"[5,0,1]"]
+    with pytest.raises(ValueError, match="no, attempt 2"):
+        shop.app.perform(topic, {**json.loads(bad), "attempt": 2})
+    assert told == [2]
+    with pytest.raises(QueueError, match="params lack 'offset'"):
+        shop.app.perform(topic, {"partition": 0})

@@ -1,0 +1,123 @@
+"""What an application tells of itself."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from flowkit import Flowkit, Monitor
+
+LOUD = ["started", "stopping", "stopped", "assigned", "revoked"]
+QUIET = ["consumed", "queued", "performed", "something of tomorrow"]
+WARNING = ["rewound", "dead_letter"]
+
+
+@pytest.fixture
+def monitor(caplog: pytest.LogCaptureFixture) -> Monitor:
+    caplog.set_level(logging.DEBUG, "shop")
+    return Monitor(logging.getLogger("shop"))
+
+
+@pytest.mark.parametrize(
+    ("event", "level"),
+    [
+        *((event, logging.INFO) for event in LOUD),
+        *((event, logging.DEBUG) for event in QUIET),
+        *((event, logging.WARNING) for event in WARNING),
+    ],
+)
+def test_each_event_has_its_level(monitor: Monitor, caplog: pytest.LogCaptureFixture, event: str, level: int) -> None:
+    monitor.notice(event, topic="orders", count=7)
+
+    [record] = caplog.records
+    assert (record.levelno, record.name) == (level, "shop")
+    assert record.getMessage() == f"{event} topic=orders count=7"
+
+
+def test_what_nobody_wants_to_see_is_not_written(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("shop.quiet")
+    logger.setLevel(logging.INFO)
+
+    Monitor(logger).notice("consumed", count=7)
+
+    assert caplog.records == []
+
+
+def test_details_that_structured_logs_know_are_fields_of_the_record(
+    monitor: Monitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    details = {"topic": "orders", "partition": 2, "offset": 1017, "group": "g", "job": "j", "count": 1}
+
+    monitor.notice("queued", **details)
+
+    [record] = caplog.records
+    assert {name: getattr(record, name) for name in details} == details
+    assert record.__dict__["event"] == "queued"
+
+
+@pytest.mark.parametrize("name", ["message", "name", "args", "asctime", "msg", "levelname", "module", "process"])
+def test_a_detail_may_have_any_name(monitor: Monitor, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    monitor.notice("stopped", **{name: "x"})
+    monitor.notice_error("queue", ValueError("full"), **{name: "x"})
+
+    assert len(caplog.records) == 2
+
+
+def test_an_error_is_told_with_its_details(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
+    monitor.notice_error("delivery", ValueError("full"), topic="orders", partition=2)
+
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.getMessage() == "delivery failed topic=orders partition=2: ValueError: full"
+    assert record.__dict__["topic"] == "orders"
+    assert record.exc_info is None
+
+
+def test_an_error_may_bring_its_own_words(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
+    monitor.notice_error("handler", ValueError("full"), message="100% of orders[2]@7 failed", topic="orders")
+
+    assert caplog.records[0].getMessage() == "100% of orders[2]@7 failed"
+
+
+def test_an_error_has_its_traceback_where_asked_for(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError("full")
+    except ValueError as error:
+        monitor.notice_error("handler", error, traceback=True)
+
+    assert "Traceback" in caplog.text
+    assert "test_an_error_has_its_traceback" in caplog.text
+
+
+def test_an_application_tells_the_logger_it_was_given(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mine")
+    app = Flowkit("shop", logger=logging.getLogger("mine"))
+
+    app.monitor.notice("started")
+
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [("mine", "started ")]
+    assert app.monitor is app.monitor
+
+
+def test_an_application_tells_the_monitor_it_was_given() -> None:
+    class Memory:
+        def __init__(self) -> None:
+            self.events: list[Any] = []
+
+        def notice(self, event: str, **details: Any) -> None:
+            self.events.append((event, details))
+
+        def notice_error(self, event: str, error: BaseException, **details: Any) -> None:
+            self.events.append((event, error, details))
+
+    memory = Memory()
+    app = Flowkit("shop", monitor=memory)
+    error = ValueError()
+
+    app.monitor.notice("queued", count=1)
+    app.monitor.notice_error("queue", error)
+
+    assert app.monitor is memory
+    assert memory.events == [("queued", {"count": 1}), ("queue", error, {})]

@@ -1,0 +1,248 @@
+"""Due retries go back to their queues, and so do the jobs of dead workers: once, whoever looks after them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq import Queue, Retry, SimpleWorker, Worker
+from rq.job import Job, JobStatus
+from rq.registry import FailedJobRegistry, ScheduledJobRegistry
+from rq.scheduler import RQScheduler
+from servers import RedisServer, WaitFor
+
+from flowkit import upkeep as module
+from flowkit.jobs import PERFORM, RUNS, Envelope, queues_key
+from flowkit.upkeep import Upkeep
+
+
+class Background:
+    """The queue ``default`` of the application ``shop``."""
+
+    def __init__(self, redis: Redis, url: str) -> None:
+        self.redis = redis
+        self.url = url
+        self.queue = Queue("default", connection=redis, serializer=Envelope)
+        self.scheduled = ScheduledJobRegistry(queue=self.queue)
+        self.failed = FailedJobRegistry(queue=self.queue)
+        redis.sadd(queues_key("shop"), self.queue.key)
+        self.upkeeps: list[Upkeep] = []
+
+    def upkeep(self) -> Upkeep:
+        made = Upkeep(self.url, "shop")
+        self.upkeeps.append(made)
+        return made
+
+    def job(self, retry: Retry | None = RUNS) -> Job:
+        return self.queue.enqueue(PERFORM, "{}", retry=retry, description="x")
+
+    def due(self, seconds: float = -1) -> Job:
+        """A job whose retry is due so many seconds from now."""
+        job = self.job()
+        self.redis.lrem(self.queue.key, 1, job.id)
+        job.set_status(JobStatus.SCHEDULED)
+        self.redis.zadd(self.scheduled.key, {job.id: int(self.redis.time()[0] + seconds)})
+        return job
+
+    def abandoned(self, retry: Retry | None = RUNS) -> Job:
+        """A job whose worker died in the middle of it, and some time ago."""
+        job = self.job(retry)
+        worker = SimpleWorker([self.queue], connection=self.redis, serializer=Envelope)
+        self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key)
+        worker.prepare_execution(job)
+        worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
+        self.expire(1)
+        return job
+
+    def expire(self, when: float) -> None:
+        """Sets when the heartbeats of the running jobs run out."""
+        key = self.queue.started_job_registry.key
+        members: Any = self.redis.zrange(key, 0, -1)
+        self.redis.zadd(key, dict.fromkeys(members, when))
+
+    def stuck(self) -> Job:
+        """A job whose worker died when it had taken it from the queue and not begun it, more than a minute ago."""
+        job = self.job()
+        self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key)
+        self.redis.set(self.queue.intermediate_queue.get_first_seen_key(job.id), self.redis.time()[0] - 61)
+        return job
+
+
+@pytest.fixture
+def background(redis: Redis, redis_url: str) -> Iterator[Background]:
+    found = Background(redis, redis_url)
+    yield found
+    for made in found.upkeeps:
+        made.stop()
+        if made.is_alive():
+            made.join(10)
+        made.close()
+
+
+def test_due_retries_go_back_and_others_wait(background: Background) -> None:
+    due, later = background.due(-1), background.due(60)
+    background.upkeep().turn()
+    assert background.queue.job_ids == [due.id]
+    assert Job.fetch(due.id, connection=background.redis).get_status() == "queued"
+    assert background.scheduled.get_job_ids() == [later.id]
+
+
+def test_jobs_of_dead_workers_come_back(background: Background) -> None:
+    job = background.abandoned()
+    background.upkeep().turn()
+    assert background.scheduled.get_job_ids() == [job.id]
+    assert background.redis.zcard(background.queue.started_job_registry.key) == 0
+    fetched = Job.fetch(job.id, connection=background.redis)
+    assert (fetched.get_status(), fetched.retries_left) == ("scheduled", RUNS.max - 1)
+
+
+def test_a_running_job_is_left_alone(background: Background) -> None:
+    job = background.abandoned()
+    background.expire(1e12)
+    background.upkeep().turn()
+    assert background.scheduled.get_job_ids() == []
+    assert Job.fetch(job.id, connection=background.redis).get_status() == "started"
+
+
+def test_a_job_that_was_taken_and_not_begun_comes_back(background: Background) -> None:
+    job = background.stuck()
+    background.upkeep().turn()
+    assert background.scheduled.get_job_ids() == [job.id]
+    assert background.queue.intermediate_queue.get_job_ids() == []
+
+
+def test_that_leaves_one_key_in_redis_at_most(background: Background) -> None:
+    for _ in range(3):
+        background.stuck()
+        background.upkeep().turn()
+    assert len(list(background.redis.scan_iter("rq:worker:*"))) <= 1
+
+
+def test_its_waits_stay_bounded(background: Background) -> None:
+    """RQ's worker, which the janitor is, raises the time-out of its connection to seven minutes."""
+    upkeep = background.upkeep()
+    upkeep.turn()
+    assert upkeep.redis.connection_pool.connection_kwargs["socket_timeout"] == 15
+
+
+def test_two_of_them_put_nothing_back_twice(background: Background) -> None:
+    due = [background.due() for _ in range(20)]
+    jobs = [background.abandoned(Retry(max=1, interval=0)) for _ in range(20)]  # would go back to the queue at once
+    barrier = threading.Barrier(4)
+
+    def work(upkeep: Upkeep) -> None:
+        barrier.wait(10)
+        for _ in range(3):
+            upkeep._clean_at = 0.0
+            upkeep.turn()
+
+    threads = [threading.Thread(target=work, args=(background.upkeep(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(background.queue.job_ids) == sorted(job.id for job in [*due, *jobs])
+
+
+def test_the_next_one_takes_over_when_one_ends(background: Background) -> None:
+    first, second = background.upkeep(), background.upkeep()
+    first.turn()
+    due = background.due()
+    second.turn()
+    assert background.queue.job_ids == []
+    first.close()
+    second._clean_at = 0.0
+    second.turn()
+    assert background.queue.job_ids == [due.id]
+
+
+def test_jobs_of_dead_workers_come_back_where_rqs_own_scheduler_runs(background: Background) -> None:
+    """`rq worker --with-scheduler` holds the lock on retries, and does not look for dead workers."""
+    scheduler = RQScheduler(["default"], connection=background.redis)
+    assert scheduler.acquire_locks() == {"default"}
+    job = background.abandoned()
+    background.upkeep().turn()
+    assert background.scheduled.get_job_ids() == [job.id]
+    scheduler.release_locks()
+
+
+def test_it_keeps_out_of_the_way_of_rqs_own_cleaning(background: Background) -> None:
+    background.abandoned()
+    assert background.queue.acquire_maintenance_lock()
+    upkeep = background.upkeep()
+    upkeep.turn()
+    assert background.scheduled.get_job_ids() == []
+    background.queue.release_maintenance_lock()
+    upkeep._clean_at = 0.0
+    upkeep.turn()
+    assert len(background.scheduled.get_job_ids()) == 1
+    assert background.queue.acquire_maintenance_lock()  # it gave the lock back
+
+
+def test_a_failing_cleaning_does_not_keep_due_retries_waiting(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ValueError("an entry that nobody understands")
+
+    monkeypatch.setattr(Upkeep, "_clean", fail)
+    due = background.due()
+    with pytest.raises(ValueError, match="nobody understands"):
+        background.upkeep().turn()
+    assert background.queue.job_ids == [due.id]
+
+
+def test_new_queues_are_looked_after_too(background: Background) -> None:
+    upkeep = background.upkeep()
+    upkeep.turn()
+    background.redis.sadd(queues_key("shop"), "rq:queue:express")
+    background.redis.sadd(queues_key("another"), "rq:queue:foreign")
+    upkeep._clean_at = 0.0
+    upkeep.turn()
+    assert {key.decode() for key in background.redis.scan_iter("rq:scheduler-lock:*")} == {
+        "rq:scheduler-lock:default",
+        "rq:scheduler-lock:express",
+    }
+
+
+def test_an_application_without_queues_costs_nothing(redis: Redis, redis_url: str) -> None:
+    upkeep = Upkeep(redis_url, "shop")
+    upkeep.turn()
+    upkeep.close()
+    assert redis.keys() == []
+
+
+def test_it_survives_a_redis_that_goes_away(
+    tmp_path: Path, wait_for: WaitFor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "EVERY", 0.05)
+    monkeypatch.setattr(module, "CLEAN_EVERY", 0.2)
+    with RedisServer(tmp_path) as server, Redis.from_url(server.url) as redis:
+        background = Background(redis, server.url)
+        upkeep = background.upkeep()
+        upkeep.start()
+        first = background.due()
+        wait_for(lambda: background.queue.job_ids == [first.id], 20, "the first retry")
+        with caplog.at_level(logging.WARNING):
+            server.stop()
+            wait_for(lambda: "retries wait: Redis does not answer" in caplog.text, 20, "a word")
+        server.start()
+        second = background.due()
+        wait_for(lambda: background.queue.job_ids == [first.id, second.id], 20, "the second retry")
+        upkeep.stop()
+        upkeep.join(10)
+        assert not upkeep.is_alive()
+        assert list(redis.scan_iter("rq:scheduler-lock:*")) == []
+
+
+def test_rqs_own_worker_does_not_clean_while_it_does(background: Background) -> None:
+    """The two share a lock, so a worker that starts in that moment leaves the job to us."""
+    background.redis.set(background.queue.registry_cleaning_key, 1, ex=module.CLEAN_LOCK)
+    background.abandoned()
+    Worker([background.queue], connection=background.redis, serializer=Envelope).clean_registries()
+    assert background.scheduled.get_job_ids() == []
