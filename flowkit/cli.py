@@ -34,6 +34,8 @@ APP is module:attribute, for example shop:app for the app in shop.py; `shop`
 alone means shop:app. It is looked for in the working directory first. Where
 none is given, the environment variable FLOWKIT_APP names it.
 
+`flowkit COMMAND -h` shows the options of a command, with examples.
+
 \b
 Examples:
   flowkit dev shop:app                          try it on this machine
@@ -50,9 +52,7 @@ Examples:
 
 App = Annotated[str | None, typer.Argument(metavar="APP", help="module:attribute; FLOWKIT_APP if not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-LogLevel = Annotated[
-    str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.", show_default="info")
-]
+LogLevel = Annotated[str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")]
 
 
 def main() -> NoReturn:
@@ -454,8 +454,8 @@ def send(
 ) -> None:
     """Send one message, or each line of a file or of stdin (-).
 
-    With the settings of the application, and as they are: nothing is checked or encoded. Returns when the broker has
-    confirmed them all.
+    The text is sent as it is, with the application's own Kafka settings. Returns when the broker has confirmed every
+    message.
 
     \b
     Examples:

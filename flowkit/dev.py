@@ -110,7 +110,7 @@ class DevStack:
             if self.redis is not None:
                 self.redis.start()
                 self.say("dev", f"Redis on {self.redis.url}")
-            self.broker.create_topics(dict.fromkeys(topics_of(self.app), self.partitions))
+            self.broker.create_topics(dict.fromkeys(self.topics(), self.partitions))
             self._start_child("run")
             if self.queued:
                 self._start_child("worker")
@@ -122,6 +122,10 @@ class DevStack:
     def _start_child(self, command: str) -> None:
         arguments = [command, self.app.reference]
         self.children.append(Child(command, arguments, {**QUICK_GROUPS, **self.environment}, self.say))
+
+    def topics(self) -> list[str]:
+        """Every topic the application reads or writes."""
+        return topics_of(self.app)
 
     def wait(self, until: Callable[[], bool]) -> int:
         """Until ``until`` is true (0) or one of the children ended by itself (1)."""

@@ -36,7 +36,8 @@ def flowkit_app(request: pytest.FixtureRequest) -> Any:
     try:
         return locate(reference, request.config.rootpath)
     except AppNotFound as error:
-        pytest.fail(f"flowkit_app in the pytest settings: {error}", pytrace=False)
+        mistake = f"flowkit_app in the pytest settings: {error}"
+    return pytest.fail(mistake, pytrace=False)
 
 
 @pytest.fixture

@@ -414,9 +414,6 @@ def test_looking_at_an_application_does_not_start_it(app: Flowkit) -> None:
 def test_hooks_are_for_the_topics_they_name_or_for_all(app: Flowkit) -> None:
     seen: list[str] = []
 
-    def hook(name: str) -> Callable[[Message], None]:
-        return lambda message: None
-
     def make(name: str) -> Any:
         def hook(message: Message) -> None:
             seen.append(f"{name} {message.topic}")

@@ -461,7 +461,6 @@ def hello(kafka: Kafka, redis: Any, redis_url: str) -> dict[str, str]:
 
 START = {
     "flowkit run": ["flowkit", "run"],
-    "python -m flowkit run": [sys.executable, "-m", "flowkit", "run", "hello"],
     "python hello.py": [sys.executable, "hello.py"],
 }
 

@@ -48,7 +48,8 @@ def errors_of(process: Process) -> list[str]:
 # Servers that do not answer.
 
 LISTENS = """
-    app = Flowkit("day-one", kafka={"hosts": "127.0.0.1:1"}, redis="redis://127.0.0.1:1/0")
+    kafka = {"hosts": "127.0.0.1:1", "bootstrap_timeout_ms": 2_000}
+    app = Flowkit("day-one", kafka=kafka, redis="redis://127.0.0.1:1/0")
 
     @app.topic("numbers", inline=True)
     def handle(number): ...
@@ -104,10 +105,9 @@ def test_a_worker_ends_when_redis_does_not_answer(write: Write) -> None:
         ("app:numbers", "app:numbers is not a Flowkit application; it has app:app"),
     ],
 )
-@pytest.mark.parametrize("command", ["run", "worker"])
-def test_a_wrong_application_says_which_there_are(command: str, reference: str, message: str, write: Write) -> None:
+def test_a_wrong_application_says_which_there_are(reference: str, message: str, write: Write) -> None:
     folder = write("app = Flowkit('x')\nnumbers = [1, 2]\n")
-    assert mistake(flowkit(command, reference, cwd=folder), 2).startswith(message.format(folder=folder))
+    assert mistake(flowkit("run", reference, cwd=folder), 2).startswith(message.format(folder=folder))
 
 
 @pytest.mark.parametrize("start", ["run", "dev"])
@@ -251,9 +251,9 @@ def test_a_topic_to_consume_that_is_missing_is_waited_for(write: Write, tmp_path
 
 def test_a_topic_to_send_to_that_is_missing_ends_send(write: Write, kafka: Kafka) -> None:
     folder = write(LISTENS.replace("@app.topic", "@app.responds_to('letters')\n    @app.topic"))
-    env = {"FLOWKIT_KAFKA_HOSTS": kafka.hosts}
+    env = {"FLOWKIT_KAFKA_HOSTS": kafka.hosts, "FLOWKIT_CONNECTION_POOL_TIMEOUT": "0.5"}
     assert mistake(flowkit("send", "app", "leters", "1", cwd=folder, env=env), 1) == (
-        "the topic 'leters' does not exist on the brokers, or they did not answer for 5 s; create it, or check that"
+        "the topic 'leters' does not exist on the brokers, or they did not answer for 0.5 s; create it, or check that"
         " Kafka is running; did you mean 'letters'?"
     )
 

@@ -122,8 +122,7 @@ def test_the_shop_works_from_end_to_end_and_ends_with_ctrl_c(log: Path, wait_for
     assert "Traceback" not in dev.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", ["broker on", "working on"])
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGINT, "broker on"), (signal.SIGTERM, "working on")])
 def test_a_signal_ends_it_at_any_time(number: signal.Signals, at: str, log: Path, wait_for: WaitFor) -> None:
     with Dev("shop:app", *FREE_PORTS, log=log) as dev:
         dev.wait_for(at)
@@ -157,7 +156,7 @@ def test_its_sudden_death_leaves_nothing_behind(log: Path, wait_for: WaitFor) ->
 @pytest.mark.parametrize("name", ["run", "worker"])
 def test_the_death_of_a_child_ends_it_with_code_1(name: str, log: Path, wait_for: WaitFor) -> None:
     with Dev("shop:app", *FREE_PORTS, log=log) as dev:
-        dev.wait_for("working on default")
+        dev.wait_for("assigned group=shop_orders")
         [child] = [
             pid
             for pid in dev.children()

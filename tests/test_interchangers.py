@@ -97,7 +97,9 @@ def test_a_missing_key_or_header_stays_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [7, [], {}, {"base64": 1}, {"base64": "not base64!"}, {"base64": "A"}, {"other": ""}, True], ids=repr
+    "data",
+    [7, [], {}, {"base64": 1}, {"base64": "not base64!"}, {"base64": "A"}, {"base64": "AAAA!"}, {"other": ""}, True],
+    ids=repr,
 )
 def test_what_flowkit_did_not_queue_is_refused(data: Any) -> None:
     with pytest.raises(QueueError, match="this is not what flowkit put into the queue"):

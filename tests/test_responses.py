@@ -550,6 +550,19 @@ def test_a_responder_that_was_not_used_though_required_is_missing(app: Flowkit) 
     assert "return a value, call app.respond_with(...), or declare required=False" in str(caught.value)
 
 
+def test_another_responder_does_not_stand_in_for_the_one_of_the_route(app: Flowkit) -> None:
+    @app.responds_to("news")
+    def tell() -> None:
+        app.respond_to("news", {})
+
+    @app.topic("orders", responder=announcer(app))
+    def pack() -> None:
+        app.respond_with(tell)
+
+    with pytest.raises(ResponseMissing, match="declares 'parcels' as required"):
+        Client(app).send("orders", {})
+
+
 def test_an_optional_responder_may_stay_unused(app: Flowkit) -> None:
     @app.topic("orders", responder=announcer(app, required=False))
     def pack() -> None: ...

@@ -7,7 +7,7 @@ from flowkit import Flowkit
 
 PREFIX = os.environ.get("HELLO", "")
 
-app = Flowkit("hello")
+app = Flowkit("hello", kafka={"bootstrap_timeout_ms": 2_000})
 
 
 @app.topic(f"{PREFIX}greetings", inline=True)
