@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 
-from .dispatch import Abort, Handling, close_loop, entry_of, finish
+from .coroutines import close_loop, finish
+from .dispatch import Abort, Handling, entry_of
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
 from .monitor import Monitor
 from .parsers import Json

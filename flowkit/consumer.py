@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer
-from .dispatch import Entry, Handling, Until, close_loop, params
+from .coroutines import close_loop
+from .dispatch import Entry, Handling, Until, params
 from .errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -267,7 +268,9 @@ class Consumer:
         for partition in {Partition(record.topic, record.partition) for record, _, _ in self._sent}:
             track = self._track(partition)
             if partition in failed:
-                track.done = failed[partition][0].offset  # of all first: whatever breaks below, nothing is committed past it
+                track.done = failed[partition][
+                    0
+                ].offset  # of all first: whatever breaks below, nothing is committed past it
             else:
                 track.undelivered_at = None
         self._sent = []

@@ -6,18 +6,13 @@ message costs is a parse and a call.
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import inspect
 import logging
 import struct
-import threading
 import time
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from .coroutines import finish
 from .errors import ConfigurationError, QueueError, ResponseError, ResponseMissing
 from .interchangers import Plain, pack, unpack
 from .message import HeaderPairs, Message, PlainRecord, Record, place
@@ -27,6 +22,7 @@ from .responses import Call, Declarations, Response, current, encoded, respond_w
 from .retry import Retry
 from .route import Handler, Route
 from .settings import Settings
+from .signature import bind, bind_failure, is_async, name_of, takes_payload_only
 
 logger = logging.getLogger(__name__)
 
@@ -77,17 +73,17 @@ class Handling:
         self.responder_declarations = declarations_of(route.responder) if route.responder else {}
         if route.responder and not self.responder_declarations:
             raise ConfigurationError(
-                f"the responder {_name(route.responder)} of topic {route.topic!r} declares no topic;"
+                f"the responder {name_of(route.responder)} of topic {route.topic!r} declares no topic;"
                 " decorate it with @app.responds_to(...)"
             )
         if route.responder and is_async(route.responder):
             raise ConfigurationError(
-                f"the responder {_name(route.responder)} of topic {route.topic!r} is async; a responder is a plain"
+                f"the responder {name_of(route.responder)} of topic {route.topic!r} is async; a responder is a plain"
                 " function, which an async handler may call"
             )
-        self.before = [_bind(hook)[0] for hook in before]
-        self.after = [_bind_failure(hook) for hook in after]
-        self._invoke, annotation = _bind(route.handler)
+        self.before = [bind(hook)[0] for hook in before]
+        self.after = [bind_failure(hook) for hook in after]
+        self._invoke, annotation = bind(route.handler)
         self.decode: Decode = decoder(self.parser, annotation)
         self._answers_to = next(iter(self.declarations)) if len(self.declarations) == 1 else None
         self._idle = Call(route.name, {}, self.parser.generate)
@@ -100,7 +96,7 @@ class Handling:
 
     def _make_call(self) -> Callable[[Record, int, float], Sequence[Response]]:
         """The shortest way through this route: hooks, ``Message`` and the check cost nothing where they are not used."""
-        if not (self.before or self.declarations or self.route.responder) and _takes_payload_only(self.route.handler):
+        if not (self.before or self.declarations or self.route.responder) and takes_payload_only(self.route.handler):
             decode, handler, idle = self.decode, self.route.handler, self._idle
 
             def call(record: Record, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG001
@@ -284,167 +280,3 @@ def entry_of(params: Mapping[str, Any]) -> Entry:
         return [params[name] for name in ENTRY]
     except KeyError as error:
         raise QueueError(f"params lack {error}; pass on what perform_async was given, unchanged") from error
-
-
-# Signatures. A handler's parameter annotated Message is the message, the other one is the payload.
-
-
-class Role(NamedTuple):
-    """What a parameter is filled with (the payload, or in after_failure the error; or the message), and how."""
-
-    parameter: inspect.Parameter
-    is_message: bool
-    by_name: bool
-
-
-def _parameters(function: Handler) -> tuple[list[inspect.Parameter], dict[str, Any]]:
-    """The parameters a caller must or may fill, and the resolved annotations."""
-    try:
-        hints = typing.get_type_hints(_target(function, wrapped=True), include_extras=True)
-    except (NameError, AttributeError, SyntaxError, TypeError) as error:
-        raise ConfigurationError(
-            f"an annotation of {_name(function)} cannot be resolved: {error};"
-            " define or import the type at the module's top level"
-        ) from error
-    try:
-        return list(inspect.signature(function).parameters.values()), hints
-    except ValueError as error:
-        raise ConfigurationError(f"{_name(function)} does not say what it takes; call it from a function") from error
-
-
-def _target(function: Any, *, wrapped: bool = False) -> Any:
-    """The function that runs when ``function`` is called: inside a partial, behind an object's ``__call__``.
-
-    ``wrapped``: the one whose signature counts, inside decorators too.
-    """
-    while isinstance(function, functools.partial) or (wrapped and hasattr(function, "__wrapped__")):
-        function = function.func if isinstance(function, functools.partial) else function.__wrapped__
-    return function if inspect.isroutine(function) else type(function).__call__
-
-
-def _name(function: Handler) -> str:
-    return getattr(function, "__qualname__", repr(function))
-
-
-def _is_message(hint: Any) -> bool:
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return hint is Message or (union and Message in typing.get_args(hint))
-
-
-def _roles(function: Handler, first: str = "payload") -> tuple[list[Role], Any]:
-    """Which parameter is filled with what, and the annotation of the payload. ``first`` is for errors."""
-    target = _target(function)
-    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
-        raise ConfigurationError(
-            f"{_name(function)} has a yield, so calling it runs nothing; use app.respond_to(...)"
-        )
-    parameters, hints = _parameters(function)
-    single = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    messages = [p for p in single if _is_message(hints.get(p.name))]
-    others = [p for p in single if p not in messages]
-    needed = [p for p in others if p.default is p.empty]
-    for parameter in [*needed[1:], *messages[1:]]:
-        raise ConfigurationError(
-            f"{_name(function)} has more parameters than flowkit can fill: it takes the {first} and, annotated as"
-            f" Message, the message; {parameter.name!r} is one too many"
-            + ("; annotate it: message: Message" if parameter.name == "message" and not messages else "")
-        )
-    # What has a default gets the payload only if nothing else does, and never what a partial has filled in.
-    rest = [p for p in parameters if p.kind is p.VAR_POSITIONAL]
-    chosen = (needed or [p for p in others if p.kind is not p.KEYWORD_ONLY] or rest)[:1]
-    roles: list[Role] = []
-    skipped = False
-    for parameter in parameters:
-        if parameter in messages or parameter in chosen:
-            roles.append(Role(parameter, parameter in messages, skipped or parameter.kind is parameter.KEYWORD_ONLY))
-        else:
-            skipped = True
-    return roles, hints.get(chosen[0].name, Any) if chosen else Any
-
-
-def _takes_payload_only(function: Handler) -> bool:
-    roles, _ = _roles(function)
-    return len(roles) == 1 and not roles[0].is_message and not roles[0].by_name and not is_async(function)
-
-
-def _bind(function: Handler) -> tuple[Callable[[Message], Any], Any]:
-    """A handler or a before_enqueue hook as a function of its message, and the annotation of its payload."""
-    roles, annotation = _roles(function)
-    call: Callable[[Message], Any]
-    match [role.is_message for role in roles]:
-        case _ if any(role.by_name for role in roles):
-            fill = _filler(function, roles)
-            read = not all(role.is_message for role in roles)  # else the payload need not be parsed
-            call = lambda message: fill(message.payload if read else None, message)  # noqa: E731
-        case [False]:
-            call = lambda message: function(message.payload)  # noqa: E731
-        case [True]:
-            call = function
-        case [False, True]:
-            call = lambda message: function(message.payload, message)  # noqa: E731
-        case [True, False]:
-            call = lambda message: function(message, message.payload)  # noqa: E731
-        case _:
-            call = lambda message: function()  # noqa: ARG005, E731
-    if is_async(function):
-        return (lambda message: run_async(call(message))), annotation
-    return call, annotation
-
-
-def _filler(function: Handler, roles: Sequence[Role]) -> Callable[[Any, Message], Any]:
-    """``function`` as one of the payload (or the error) and the message, whichever way it takes them."""
-    positional = tuple(role.is_message for role in roles if not role.by_name)
-    by_name = {role.parameter.name: role.is_message for role in roles if role.by_name}
-    return lambda first, message: function(
-        *(message if is_message else first for is_message in positional),
-        **{name: message if is_message else first for name, is_message in by_name.items()},
-    )
-
-
-def _bind_failure(function: Handler) -> Callable[[Exception, Message], Any]:
-    """An after_failure hook: the error first, and the message where it is annotated so."""
-    call = _filler(function, _roles(function, "error")[0])
-    if is_async(function):
-        return lambda error, message: run_async(call(error, message))
-    return call
-
-
-# Coroutines. Each thread that runs handlers keeps one event loop, so that clients opened in one call serve the next.
-
-_threads = threading.local()
-
-
-def is_async(function: Handler) -> bool:
-    target = _target(function)
-    return inspect.iscoroutinefunction(target)
-
-
-def finish(result: Any) -> Any:
-    """What a function returned; a coroutine, which a plain decorator around an async function gives, runs first."""
-    return run_async(result) if result is not None and asyncio.iscoroutine(result) else result
-
-
-def run_async(coroutine: Any) -> Any:
-    """Runs a coroutine to its end on this thread's loop. What interrupts it (a job's time-out) cancels it."""
-    loop = getattr(_threads, "loop", None)
-    if loop is None:
-        loop = _threads.loop = asyncio.new_event_loop()
-    task = loop.create_task(coroutine)
-    try:
-        return loop.run_until_complete(task)
-    except asyncio.CancelledError as error:  # a BaseException, which would end the consumer
-        raise RuntimeError("the coroutine was cancelled, by itself or by what it waited for") from error
-    except BaseException:
-        if not task.done():
-            task.cancel()
-            loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
-        raise
-
-
-def close_loop() -> None:
-    """Closes this thread's loop, if it has one; called when a thread of handlers ends."""
-    loop = getattr(_threads, "loop", None)
-    if loop is not None:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-        _threads.loop = None

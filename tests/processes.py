@@ -49,7 +49,7 @@ class Process:
         """Waits until it has printed ``text``."""
         deadline = time.monotonic() + timeout
         while text not in self.output:
-            if time.monotonic() > deadline or self.popen.poll() is not None and text not in self.output:
+            if time.monotonic() > deadline or (self.popen.poll() is not None and text not in self.output):
                 raise AssertionError(f"{' '.join(self.command)} did not print {text!r}:\n{self.output[-4000:]}")
             time.sleep(0.02)
 

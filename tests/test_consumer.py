@@ -19,7 +19,7 @@ from flowkit.clients import CommitRefused
 from flowkit.clients.memory import Broker
 from flowkit.clients.memory import Consumer as MemoryConsumer
 from flowkit.consumer import LONGEST_BATCH, Consumer
-from flowkit.dispatch import close_loop
+from flowkit.coroutines import close_loop
 from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError, RedisUnavailable
 from flowkit.jobs import Mark, Marks, MarksMoved, Pack
 from flowkit.message import Partition

@@ -358,7 +358,9 @@ def test_a_broker_that_is_down_is_waited_for_and_may_restart(node: Node, tmp_pat
         wait_for(lambda: guarded.committed() == 100)
         # When it is gone in the middle of a message, whose response cannot be delivered then
         gate = guarded.file("gate")
-        guarded.put({"n": 100, "gate": str(gate), "respond": True}, *({"n": n, "respond": True} for n in range(101, 200)))
+        guarded.put(
+            {"n": 100, "gate": str(gate), "respond": True}, *({"n": n, "respond": True} for n in range(101, 200))
+        )
         wait_for(lambda: 100 in guarded.noted("begin"))
         node.kill()
         gate.touch()
@@ -377,8 +379,14 @@ SASL = {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_username": "ann"}
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        ({"fetch_max_wait": 1}, "there is no such setting, or option of kafka-python; did you mean 'fetch_max_wait_ms'?"),
-        ({**SASL, "sasl_mechanism": "PLAIM"}, "kafka.sasl_mechanism: there is no such mechanism; did you mean 'PLAIN'?"),
+        (
+            {"fetch_max_wait": 1},
+            "there is no such setting, or option of kafka-python; did you mean 'fetch_max_wait_ms'?",
+        ),
+        (
+            {**SASL, "sasl_mechanism": "PLAIM"},
+            "kafka.sasl_mechanism: there is no such mechanism; did you mean 'PLAIN'?",
+        ),
         ({"security_protocol": "SASL_SLS"}, "there is no such protocol; did you mean 'SASL_SSL'?"),
         ({"security_protocol": "SASL_SSL"}, "logging in needs both"),
         ({"sasl_mechanism": "PLAIN"}, "logging in needs both"),

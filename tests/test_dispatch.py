@@ -17,7 +17,8 @@ import pytest
 from support import make_app, make_record, run
 
 from flowkit import ConfigurationError, Flowkit, Message, PayloadError, QueueError, Retry
-from flowkit.dispatch import ENTRY, Abort, Until, entry_of, params, run_async
+from flowkit.coroutines import run_async
+from flowkit.dispatch import ENTRY, Abort, Until, entry_of, params
 from flowkit.parsers import Raw, Text
 from flowkit.testing import Client
 

@@ -36,7 +36,11 @@ PARTITIONS = 4
 
 
 def payload(number: int) -> bytes:
-    head = b'{"id":%d,"user":"u%06d","amount":%d.25,"kind":"click","pad":"' % (number, number % 99_991, number % 5_000)
+    head = b'{"id":%d,"user":"u%06d","amount":%d.25,"kind":"click","pad":"' % (
+        number,
+        number % 99_991,
+        number % 5_000,
+    )
     return head + b"x" * (198 - len(head)) + b'"}'
 
 
@@ -61,7 +65,9 @@ class Tally:
 
     def check(self, count: int, side: str) -> None:
         if (self.count, self.total) != (count, count * (count - 1) // 2):
-            raise SystemExit(f"{side}: {self.count} messages, ids add up to {self.total}: some are missing or repeated")
+            raise SystemExit(
+                f"{side}: {self.count} messages, ids add up to {self.total}: some are missing or repeated"
+            )
 
 
 def bare(hosts: str, topic: str, group: str, count: int) -> float:
@@ -135,7 +141,9 @@ def measure(hosts: str, options: argparse.Namespace) -> None:
                 rates[side].append(rate)
     print(f"{options.count} messages of 200 bytes, {options.rounds} rounds, Python {platform.python_version()}")
     for side, found in rates.items():
-        print(f"{side:>8}: median {statistics.median(found):>9,.0f} msg/s   (from {min(found):,.0f} to {max(found):,.0f})")
+        print(
+            f"{side:>8}: median {statistics.median(found):>9,.0f} msg/s   (from {min(found):,.0f} to {max(found):,.0f})"
+        )
     ratios = [ours / theirs for ours, theirs in zip(rates["flowkit"], rates["bare"], strict=True)]
     print(f"   ratio: median {statistics.median(ratios):.2f}   (from {min(ratios):.2f} to {max(ratios):.2f})")
 
