@@ -571,7 +571,7 @@ class Consumer:
             error,
             message=f"group {self.group!r}: {error if isinstance(error, FlowkitError) else repr(error)};"
             f" trying again in {delay:.1f} s, nothing is lost",
-            traceback=not isinstance(error, BrokerUnavailable | RedisUnavailable),
+            traceback=not isinstance(error, FlowkitError),
             group=self.group,
         )
         self._drop_client(2.0)

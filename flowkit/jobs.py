@@ -55,7 +55,10 @@ class Envelope:
 
     @classmethod
     def loads(cls, data: bytes) -> Any:
-        return cls._TextOnly(io.BytesIO(data)).load()
+        value = cls._TextOnly(io.BytesIO(data)).load()
+        if isinstance(value, tuple) and value[:1] != (PERFORM,):  # the function that RQ is to call
+            raise QueueError(f"a job asks for {value[:1]}; flowkit's jobs call {PERFORM} only")
+        return value
 
 
 def connect(settings: str | Mapping[str, Any]) -> redis.Redis:

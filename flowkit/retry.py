@@ -35,9 +35,5 @@ class Retry:
             wait = self.cap if self.first else 0.0
         return wait * (1 - self.jitter * random.random())
 
-    def delays(self) -> list[float]:
-        """The waits between all attempts, in order."""
-        return [self.delay(attempt) for attempt in range(1, self.attempts)]
-
     def __str__(self) -> str:
         return f"{self.attempts} attempts, waits from {self.first:g} s times {self.factor:g} up to {self.cap:g} s"

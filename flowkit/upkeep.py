@@ -19,10 +19,10 @@ from .jobs import Envelope, connect, known_queues, redis_errors
 logger = logging.getLogger(__name__)
 
 EVERY = 1.0
-"""Seconds between looks at the due retries; RQ's own scheduler looks as often."""
+"""Seconds between looks at the due retries, and for new queues; RQ's own scheduler looks as often."""
 
 CLEAN_EVERY = 15.0
-"""Seconds between looks for jobs of killed workers, and for new queues."""
+"""Seconds between looks for jobs of killed workers."""
 
 CLEAN_LOCK = 60
 """Seconds after which others may look for them if whoever does it is killed meanwhile."""
@@ -70,14 +70,15 @@ class Upkeep(threading.Thread):
         cleaning = time.monotonic() >= self._clean_at
         if cleaning:
             self._clean_at = time.monotonic() + CLEAN_EVERY
-            self._look_for_queues()
+        self._look_for_queues(refresh=cleaning)
         if self._scheduler is not None and self._scheduler.acquired_locks:
             self._scheduler.enqueue_scheduled_jobs()
         if cleaning:  # last: if it fails, the due retries are back
             for queue in self._queues:
                 self._clean(queue)
 
-    def _look_for_queues(self) -> None:
+    def _look_for_queues(self, *, refresh: bool) -> None:
+        """Takes RQ's scheduler lock of each queue, and holds on to it."""
         names = sorted(known_queues(self.redis, self.application))
         if names != [queue.name for queue in self._queues]:
             self._queues = [Queue(name, connection=self.redis, serializer=Envelope) for name in names]
@@ -88,7 +89,8 @@ class Upkeep(threading.Thread):
                 if names
                 else None
             )
-        if self._scheduler is not None:
+            refresh = True
+        if refresh and self._scheduler is not None:
             self._scheduler.acquire_locks()
 
     def _clean(self, queue: Queue) -> None:

@@ -23,6 +23,7 @@ from flowkit.clients import MakeConsumer
 from flowkit.clients.kafka_python import Consumer as KafkaClient
 from flowkit.clients.kafka_python import Producer as KafkaProducerClient
 from flowkit.consumer import Consumer
+from flowkit.errors import FlowkitError
 from flowkit.producer import Producer
 
 SASL_PROPERTIES = """
@@ -269,8 +270,8 @@ def in_process(
     return Consumer(topics, app.handlings, settings, monitor, producer, make_client), producer
 
 
-def test_a_fenced_member_is_warned_and_its_messages_come_again(
-    apache: Kafka, topic: MakeTopic, caplog: pytest.LogCaptureFixture, wait_for: WaitFor, tmp_path: Path
+def test_a_fenced_member_is_told_and_its_messages_come_again(
+    apache: Kafka, topic: MakeTopic, wait_for: WaitFor, tmp_path: Path
 ) -> None:
     name = topic("fenced")
     seen: list[int] = []
@@ -289,11 +290,13 @@ def test_a_fenced_member_is_warned_and_its_messages_come_again(
         usurper = KafkaConsumer(name, bootstrap_servers=apache.hosts, group_id=name, group_instance_id="one")
         with contextlib.closing(usurper):
             wait_for(lambda: usurper.poll(100) or usurper.assignment())
-            # Then its commit is refused, which is a warning, and nothing is committed
-            consumer.commit()
-            assert "the commit came too late, its messages come again" in caplog.text
+            # Then its commit is refused, and nothing is committed
+            with pytest.raises(FlowkitError, match="another consumer took this one's place") as refused:
+                consumer.commit()
             assert guarded.committed() in (None, 0, 1)
         # And it comes back, and gets the message again
+        consumer._reconnect(refused.value)
+        assert "the commit came too late, its messages come again" in told.errors[-1]
         thread = threading.Thread(target=consumer.run)
         thread.start()
         wait_for(lambda: seen.count(1) == 2)

@@ -331,6 +331,12 @@ def test_an_envelope_refuses_everything_but_text(evil: Any) -> None:
         Envelope.loads(pickle.dumps((PERFORM, None, (evil,), {})))
 
 
+@pytest.mark.parametrize("function", ["os.system", "flowkit.jobs.connect", None])
+def test_an_envelope_refuses_a_job_that_calls_anything_else(function: str | None) -> None:
+    with pytest.raises(QueueError, match="flowkit's jobs call flowkit.jobs.perform only"):
+        Envelope.loads(Envelope.dumps((function, None, ("true",), {})))
+
+
 def test_every_byte_survives_the_queue(shop: Shop) -> None:
     got: list[Any] = []
 

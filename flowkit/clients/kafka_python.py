@@ -21,7 +21,7 @@ from kafka.net.sasl import SASL_MECHANISMS
 from kafka.partitioner import murmur2
 from kafka.partitioner.sticky import StickyPartitioner
 
-from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError
+from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError, FlowkitError
 from ..message import HeaderPairs, Partition, Record
 from ..settings import Kafka, Settings, unknown_name
 from . import CommitRefused, Offsets, Rebalance
@@ -33,7 +33,6 @@ REFUSED = (
     kafka_errors.RebalanceInProgressError,
     kafka_errors.IllegalGenerationError,
     kafka_errors.UnknownMemberIdError,
-    kafka_errors.FencedInstanceIdError,
 )
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 FORBIDDEN = (
@@ -245,6 +244,12 @@ class Consumer:
             self._consumer.commit(_kafka_offsets(offsets), timeout_ms=10_000)
         except REFUSED as error:
             raise CommitRefused(str(error) or type(error).__name__) from error
+        except kafka_errors.FencedInstanceIdError as error:
+            # kafka-python would poll on for ever without being a member, so this client has to go
+            raise FlowkitError(
+                "the commit came too late, its messages come again: another consumer took this one's place, with the same"
+                " kafka.group_instance_id; give each process its own"
+            ) from error
         except FORBIDDEN as error:
             raise ConfigurationError(f"Kafka refuses this application: {error}") from error
 
