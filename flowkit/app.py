@@ -361,12 +361,14 @@ class Flowkit:
     def run(self) -> None:
         """Consumes until SIGTERM or SIGINT, as ``flowkit run`` does. Exits with code 1 if it did not end clean."""
         from .locate import main_reference
+        from .reporting import reported
         from .server import Server, log_to_stderr
 
         log_to_stderr()
-        if not self.reference:
-            self.reference = main_reference(self)
-        code = Server(self).run()
+        with reported():
+            if not self.reference:
+                self.reference = main_reference(self)
+            code = Server(self).run()
         if code:
             sys.exit(code)
 

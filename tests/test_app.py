@@ -797,17 +797,19 @@ def test_perform_refuses_a_topic_that_nobody_handles(queued: Flowkit) -> None:
 
 
 def test_run_finds_its_application_in_the_script_that_was_started(
-    app: Flowkit, monkeypatch: pytest.MonkeyPatch
+    app: Flowkit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The server has its own tests; this one only asks by which name a job would find the application."""
+    """The server has its own tests; this one asks by which name a job would find the application."""
     script = types.ModuleType("__main__")
     script.__file__ = "/srv/shop.py"
     script.application = app  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "__main__", script)
     monkeypatch.setattr(logging.getLogger("kafka"), "level", logging.ERROR)  # so that run() leaves it alone
 
-    with pytest.raises(SettingsError, match=r"kafka\.hosts"):
+    with pytest.raises(SystemExit) as exit_:
         app.run()
+    assert exit_.value.code == 2
+    assert "kafka.hosts: is required" in capsys.readouterr().err
     assert app.reference == "shop:application"
 
 

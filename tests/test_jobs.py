@@ -333,7 +333,7 @@ def test_an_envelope_refuses_everything_but_text(evil: Any) -> None:
 
 @pytest.mark.parametrize("function", ["os.system", "flowkit.jobs.connect", None])
 def test_an_envelope_refuses_a_job_that_calls_anything_else(function: str | None) -> None:
-    with pytest.raises(QueueError, match="flowkit's jobs call flowkit.jobs.perform only"):
+    with pytest.raises(QueueError, match="flowkit's jobs call"):
         Envelope.loads(Envelope.dumps((function, None, ("true",), {})))
 
 
