@@ -10,11 +10,11 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer
 from .coroutines import close_loop
-from .dispatch import Entry, Handling, Until, params
+from .dispatch import Admitted, Handling, Until, params
 from .errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -23,14 +23,14 @@ from .errors import (
     QueueError,
     RedisUnavailable,
 )
-from .message import Partition, Record, place
+from .message import Partition, Record, place, places
 from .producer import Producer
 from .responses import Response
 from .retry import Retry
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .jobs import JobQueue, Marks
+    from .intake import Intake, JobQueue
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +53,10 @@ class Track:
 
     done: int | None = None
     committed: int | None = None
-    queued: int | None = None
     attempt: int = 1
     undelivered: int = 0
     undelivered_at: int | None = None
     resume_at: float | None = None
-
-
-class Admitted(NamedTuple):
-    """A message on its way to a queue."""
-
-    offset: int
-    handling: Handling
-    queue: str
-    entry: Entry
 
 
 class Consumer:
@@ -88,7 +78,7 @@ class Consumer:
         self.monitor = monitor
         self.producer = producer
         self.make_client = make_client
-        self.job_queue = job_queue
+        self.intake = self._make_intake(job_queue)
         self.stopping = False
         self.tracks: dict[Partition, Track] = {}
         self.until = Until()
@@ -102,6 +92,13 @@ class Consumer:
         self._since_commit = 0
         self._reconnects = 0
         self._redis_failures = 0
+
+    def _make_intake(self, job_queue: JobQueue | None) -> Intake | None:
+        if job_queue is None:
+            return None
+        from .intake import Intake
+
+        return Intake(job_queue, self.group, self.monitor)
 
     # The loop.
 
@@ -156,6 +153,7 @@ class Consumer:
             client = self.make_client(self.settings, self.group)
             self._client = client
             topics = sorted(self.handlings)
+            client.subscribe(topics, self)
             missing = client.missing_topics(topics)
             if missing:
                 self.monitor.notice_error(
@@ -165,7 +163,6 @@ class Consumer:
                     f" {self.group!r} waits for it: create it, and it is consumed within half a minute",
                     group=self.group,
                 )
-            client.subscribe(topics, self)
         return self._client
 
     def _poll_timeout(self) -> float:
@@ -228,7 +225,7 @@ class Consumer:
             return self.tracks[partition]
         except KeyError:  # a new client starts from the committed offset, so nothing is skipped
             raise FlowkitError(
-                f"{_short([partition])} gave messages, but was not assigned to this consumer"
+                f"{places([partition])} gave messages, but was not assigned to this consumer"
             ) from None
 
     def _pause_for_breath(self, partition: Partition, following: Record) -> bool:
@@ -268,9 +265,8 @@ class Consumer:
         for partition in {Partition(record.topic, record.partition) for record, _, _ in self._sent}:
             track = self._track(partition)
             if partition in failed:
-                track.done = failed[partition][
-                    0
-                ].offset  # of all first: whatever breaks below, nothing is committed past it
+                # before all else, so that nothing is committed past it whatever breaks below
+                track.done = failed[partition][0].offset
             else:
                 track.undelivered_at = None
         self._sent = []
@@ -353,7 +349,7 @@ class Consumer:
                 if not self._may_start(partition, track, records[0]):
                     continue
                 if track.done is not None and records[0].offset < track.done:
-                    self._rewind(partition, track, records[0].offset)  # the topic was made anew meanwhile
+                    self._start_anew(partition, records[0].offset)
                 admitted[partition] = []
                 count, error = self._admit(track, records, admitted[partition])
                 counts[partition] = count
@@ -364,11 +360,15 @@ class Consumer:
                     moved[partition] = records[count].offset
                 elif count < len(records):
                     self.client.seek(partition, records[count].offset)
-            self._put(admitted, moved)
+            lost = self.intake.put(admitted, moved) if self.intake is not None else {}
         except RedisUnavailable as error:
             self._redis_is_down(error, {partition: records[0].offset for partition, records in batch.items()})
             return
         self._redis_failures = 0
+        if lost:  # nothing of the whole batch was queued
+            for partition, records in batch.items():
+                self._go_back(partition, lost.get(partition, records[0].offset))
+            return
         for partition, offset in moved.items():
             track = self.tracks[partition]
             track.done = offset
@@ -380,6 +380,17 @@ class Consumer:
                 if self._failed(self.handlings[partition.topic], track, record, problem):
                     self.client.seek(partition, record.offset + 1)
 
+    def _start_anew(self, partition: Partition, offset: int) -> None:
+        """The topic was made anew while we read it: its offsets begin again, and what they name is new."""
+        if self.intake is not None:
+            self.intake.rewind(partition, offset)
+
+    def _go_back(self, partition: Partition, offset: int) -> None:
+        track = self._track(partition)
+        if track.resume_at is None:
+            track.done = offset
+            self.client.seek(partition, offset)
+
     def _admit(
         self, track: Track, records: Sequence[Record], admitted: list[Admitted]
     ) -> tuple[int, Exception | None]:
@@ -389,7 +400,7 @@ class Consumer:
         """
         handling = self.handlings[records[0].topic]
         received = self._received
-        if not handling.before and handling.worker is None and self.job_queue is not None:
+        if not handling.before and handling.worker is None and self.intake is not None:
             queue, entry = handling.queue, handling.entry
             try:
                 admitted += [Admitted(r.offset, handling, queue, entry(r, received, r.value)) for r in records]
@@ -402,12 +413,13 @@ class Consumer:
             if self.stopping or time.monotonic() > self._poll_by:
                 return done, None
             try:
-                ticket = None if _is_queued(track, record) else handling.admit(record, attempt, received)
+                known = self.intake is not None and self.intake.has(record)
+                ticket = None if known else handling.admit(record, attempt, received)
                 if ticket is not None:
                     message, data = ticket
                     if message.worker is not None:
                         message.worker.perform_async(handling.topic, params(handling.topic, data))
-                    elif self.job_queue is not None:
+                    elif self.intake is not None:
                         admitted.append(Admitted(record.offset, handling, message.queue or handling.queue, data))
                     else:
                         raise QueueError(
@@ -418,39 +430,6 @@ class Consumer:
                 return done, error
             attempt = 1
         return len(records), None
-
-    def _put(self, admitted: Mapping[Partition, Sequence[Admitted]], moved: Mapping[Partition, int]) -> None:
-        """Queues what Redis does not have yet, in one call. If the marks moved meanwhile, looks again at what is left."""
-        from .jobs import MarksMoved, Pack
-
-        if self.job_queue is None or not any(admitted.values()):
-            return
-        while True:
-            packs: dict[tuple[str, str], Pack] = {}
-            ahead: dict[Partition, int] = {}
-            for partition, items in admitted.items():
-                queued = self.tracks[partition].queued or 0
-                if moved.get(partition, 0) > queued:
-                    ahead[partition] = moved[partition]
-                for offset, handling, queue, entry in items:
-                    if offset >= queued:
-                        pack = packs.get((handling.topic, queue))
-                        if pack is None:
-                            pack = packs[handling.topic, queue] = Pack(handling, queue, [])
-                        pack.entries.append(entry)
-            if not packs:
-                return
-            try:
-                expected: Marks = {partition: self.tracks[partition].queued for partition in ahead}
-                count = self.job_queue.enqueue(self.group, packs.values(), expected, ahead)
-            except MarksMoved:
-                for partition, mark in self.job_queue.marks(self.group, list(ahead)).items():
-                    self.tracks[partition].queued = mark.queued
-                continue
-            for partition, offset in ahead.items():
-                self.tracks[partition].queued = offset
-            self.monitor.notice("queued", count=sum(len(pack.entries) for pack in packs.values()), jobs=count)
-            return
 
     def _redis_is_down(self, error: RedisUnavailable, firsts: Mapping[Partition, int]) -> None:
         self._redis_failures += 1
@@ -501,15 +480,9 @@ class Consumer:
         for partition, offset in offsets.items():
             if partition in self.tracks:
                 self.tracks[partition].committed = offset
-        self._remember(offsets)
-
-    def _remember(self, offsets: Mapping[Partition, int]) -> None:
         queued = {p: offset for p, offset in offsets.items() if not self.handlings[p.topic].inline}
-        if queued and self.job_queue is not None:
-            try:
-                self.job_queue.committed(self.group, queued)
-            except RedisUnavailable as error:  # only makes the next deliberate rewind harder to recognise
-                logger.warning("group %s: the commit is not noted in Redis: %s", self.group, error)
+        if queued and self.intake is not None:
+            self.intake.remember(queued)
 
     # Rebalances. These three come from within a poll or a close, maybe on the client's own thread.
 
@@ -519,46 +492,33 @@ class Consumer:
     def revoked(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         offsets = self._uncommitted(partitions)
         if partitions:
-            self.monitor.notice("revoked", group=self.group, partitions=_short(partitions))
-        for partition in partitions:
-            self.tracks.pop(partition, None)
-        self._new = [partition for partition in self._new if partition not in partitions]
+            self.monitor.notice("revoked", group=self.group, partitions=places(partitions))
+        self._forget(partitions)
         return offsets
 
     def lost(self, partitions: Sequence[Partition]) -> None:
-        logger.warning("group %s lost %s; what was not committed comes again", self.group, _short(partitions))
+        logger.warning("group %s lost %s; what was not committed comes again", self.group, places(partitions))
+        self._forget(partitions)
+
+    def _forget(self, partitions: Sequence[Partition]) -> None:
         for partition in partitions:
             self.tracks.pop(partition, None)
         self._new = [partition for partition in self._new if partition not in partitions]
+        if self.intake is not None:
+            self.intake.forget(partitions)
 
     def _welcome(self) -> None:
         """Starts to track the partitions that were assigned in this poll, before their first record is touched."""
         new = self._new
-        self.monitor.notice("assigned", group=self.group, partitions=_short(new))
-        queued = [p for p in new if not self.handlings[p.topic].inline]
-        marks = self.job_queue.marks(self.group, queued) if queued and self.job_queue else {}
+        self.monitor.notice("assigned", group=self.group, partitions=places(new))
+        if self.intake is not None:
+            queued = [partition for partition in new if not self.handlings[partition.topic].inline]
+            if queued:
+                self.intake.welcome(queued, self.client)
         for partition in new:
-            track = Track()
-            mark = marks.get(partition)
-            if mark is not None and self.job_queue is not None:
-                committed = self.client.committed(partition)
-                # The committed offset only grows, unless somebody sets it back on purpose, or the topic is another one.
-                rewound = mark.committed is not None and (committed is None or committed < mark.committed)
-                made_anew = mark.queued is not None and mark.queued > self.client.end_offset(partition)
-                if rewound or made_anew:
-                    self._rewind(partition, track, committed)
-                else:
-                    track.queued = mark.queued
-            self.tracks[partition] = track
+            self.tracks[partition] = Track()
             self.client.resume(partition)  # the client keeps the pause of a partition that leaves and comes back
         self._new = []
-
-    def _rewind(self, partition: Partition, track: Track, offset: int | None) -> None:
-        """Queues messages from ``offset`` on again, though they were queued before."""
-        if self.job_queue is not None:
-            self.job_queue.rewind(self.group, partition, offset)
-            self.monitor.notice("rewound", group=self.group, partition=_short([partition]), offset=offset)
-        track.queued = offset
 
     # Trouble and the end.
 
@@ -600,11 +560,3 @@ class Consumer:
             except Exception as error:
                 self.monitor.notice_error("stop", error, group=self.group)
         self._drop_client(min(5.0, self.settings.shutdown_timeout))
-
-
-def _is_queued(track: Track, record: Record) -> bool:
-    return track.queued is not None and record.offset < track.queued
-
-
-def _short(partitions: Sequence[Partition]) -> str:
-    return ",".join(f"{topic}[{number}]" for topic, number in sorted(partitions)) or "none"

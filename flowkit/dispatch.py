@@ -10,7 +10,7 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .coroutines import finish
 from .errors import ConfigurationError, QueueError, ResponseError, ResponseMissing
@@ -267,6 +267,15 @@ class Handling:
                 finish(hook(error, message))
             except (Exception, Abort):
                 logger.exception("an after_failure hook failed itself, for %s", place(record))
+
+
+class Admitted(NamedTuple):
+    """A message that passed its hooks, on its way to a queue."""
+
+    offset: int
+    handling: Handling
+    queue: str
+    entry: Entry
 
 
 def params(topic: str, entry: Entry) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""RQ as the background: many messages into Redis in one call, and out of it again in a worker.
+"""RQ as the background: the jobs that carry messages, and what a worker does with them.
 
 The job that RQ runs is always ``flowkit.jobs.perform``, its one argument is a JSON text: data, never code.
 """
@@ -23,7 +23,7 @@ from rq.job import Job
 
 from .dispatch import Abort, Entry, Handling
 from .errors import FlowkitError, QueueError, RedisUnavailable
-from .message import Partition, Record, place
+from .message import Record, place
 from .producer import Producer
 
 if TYPE_CHECKING:
@@ -83,121 +83,9 @@ def known_queues(connection: redis.Redis, application: str) -> set[str]:
     return {key.decode().removeprefix(Queue.redis_queue_namespace_prefix) for key in keys}
 
 
-class Pack(NamedTuple):
-    """Messages of one topic for one queue, in order."""
-
-    handling: Handling
-    queue: str
-    entries: list[Entry]
-
-
-class Mark(NamedTuple):
-    """What Redis remembers of one partition: the offset after the last queued message, and the last commit."""
-
-    queued: int | None
-    committed: int | None
-
-
-Marks = dict[Partition, int | None]
-
-
-# A message is queued once, though Kafka may deliver it twice: the jobs of a batch and the mark behind its last message
-# move together, and only if the marks are still those the batch was cut by.
-ENQUEUE = """
-local at = 2
-for _ = 1, tonumber(ARGV[1]) do
-  if (redis.call('HGET', KEYS[1], ARGV[at]) or '') ~= ARGV[at + 1] then return 0 end
-  at = at + 3
-end
-at = 2
-for _ = 1, tonumber(ARGV[1]) do
-  redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 2])
-  at = at + 3
-end
-while at <= #ARGV do
-  local fields = tonumber(ARGV[at + 3])
-  redis.call('HSET', ARGV[at], unpack(ARGV, at + 4, at + 3 + fields))
-  redis.call('RPUSH', ARGV[at + 1], ARGV[at + 2])
-  redis.call('SADD', KEYS[2], ARGV[at + 1])
-  redis.call('SADD', KEYS[3], ARGV[at + 1])
-  at = at + 4 + fields
-end
-return 1
-"""
-
-
-class MarksMoved(Exception):
-    """Somebody else queued messages of these partitions meanwhile: read the marks again, and cut the batch anew."""
-
-
-class JobQueue:
-    """The consumer's side of the queue, for one application."""
-
-    def __init__(self, redis_settings: str | Mapping[str, Any], application: str, reference: str) -> None:
-        self.redis = connect(redis_settings)
-        self.application = application
-        self.reference = reference
-        self._script = self.redis.register_script(ENQUEUE)
-
-    def marks(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Mark]:
-        """What Redis remembers of these partitions."""
-        names = [name for p in partitions for name in (_field("queued", p), _field("committed", p))]
-        with redis_errors():
-            values: Any = self.redis.hmget(_key(group), names) if names else []
-        numbers = [None if value is None else int(value) for value in values]
-        return {p: Mark(numbers[2 * i], numbers[2 * i + 1]) for i, p in enumerate(partitions)}
-
-    def rewind(self, group: str, partition: Partition, offset: int | None) -> None:
-        """Forgets that messages from ``offset`` on were queued: they are to be queued again."""
-        queued, committed = _field("queued", partition), _field("committed", partition)
-        with redis_errors(), self.redis.pipeline() as pipe:
-            pipe.hdel(_key(group), queued, committed)
-            if offset is not None:
-                pipe.hset(_key(group), mapping={queued: offset, committed: offset})
-            pipe.execute()
-
-    def committed(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        """Remembers what Kafka has confirmed, so that a later, smaller offset is known for a deliberate rewind."""
-        with redis_errors():
-            self.redis.hset(_key(group), mapping={_field("committed", p): offset for p, offset in offsets.items()})
-
-    def enqueue(self, group: str, packs: Iterable[Pack], expected: Marks, moved: Mapping[Partition, int]) -> int:
-        """Queues every message of ``packs`` and moves the marks, in one call; gives the number of jobs.
-
-        Raises ``MarksMoved`` if a mark is not the expected one: then nothing was queued. A call whose reply got lost may be
-        repeated: the marks tell.
-        """
-        arguments: list[Any] = [len(moved)]
-        for partition, offset in moved.items():
-            before = expected.get(partition)
-            arguments += [_field("queued", partition), "" if before is None else before, offset]
-        count = 0
-        with redis_errors():
-            for pack in packs:
-                queue = Queue(pack.queue, connection=self.redis, serializer=Envelope)
-                for start in range(0, len(pack.entries), job_size(pack.handling)):
-                    entries = pack.entries[start : start + job_size(pack.handling)]
-                    job = make_job(queue, self.reference, pack.handling, entries)
-                    arguments += _job_arguments(queue, job)
-                    count += 1
-            if not self._script(
-                keys=[_key(group), Queue.redis_queues_keys, queues_key(self.application)], args=arguments
-            ):
-                raise MarksMoved
-        return count
-
-
 def job_size(handling: Handling) -> int:
     """Messages in one job; one alone where a failed message gets no second attempt that could be a job of its own."""
     return handling.job_size if handling.retry.attempts > 1 else 1
-
-
-def _key(group: str) -> str:
-    return f"flowkit:marks:{group}"
-
-
-def _field(kind: str, partition: Partition) -> str:
-    return f"{kind}:{partition.topic}:{partition.partition}"
 
 
 def make_job(queue: Queue, reference: str, handling: Handling, entries: list[Entry], attempt: int = 1) -> Job:
@@ -219,7 +107,7 @@ def make_job(queue: Queue, reference: str, handling: Handling, entries: list[Ent
     )
 
 
-def _job_arguments(queue: Queue, job: Job) -> list[Any]:
+def job_arguments(queue: Queue, job: Job) -> list[Any]:
     """One job for the script. Which fields it has is taken from RQ itself."""
     queue._prepare_for_queue(job)
     fields = job.to_dict()

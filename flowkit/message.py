@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -174,3 +174,8 @@ class Message:
 def place(record: Record) -> str:
     """Where a record stands, as every error and log line of flowkit writes it: ``orders[2]@1017``."""
     return f"{record.topic}[{record.partition}]@{record.offset}"
+
+
+def places(partitions: Iterable[Partition]) -> str:
+    """Partitions as every log line of flowkit writes them: ``orders[0],orders[1]``."""
+    return ",".join(f"{topic}[{number}]" for topic, number in sorted(partitions)) or "none"

@@ -89,7 +89,7 @@ class Server:
             groups[handling.group][topic] = handling
         job_queue = None
         if any(not handling.inline for handling in app.handlings.values()) and app.settings.redis:
-            from .jobs import JobQueue
+            from .intake import JobQueue
 
             job_queue = JobQueue(app.settings.redis, app.settings.name, app.reference)
         make_client = self._make_client
@@ -104,7 +104,7 @@ class Server:
 
     def _make_upkeep(self) -> Upkeep | None:
         redis = self.app.settings.redis
-        if not redis or all(consumer.job_queue is None for consumer in self._consumers):
+        if not redis or all(consumer.intake is None for consumer in self._consumers):
             return None
         from .upkeep import Upkeep
 

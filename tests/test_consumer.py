@@ -21,7 +21,7 @@ from flowkit.clients.memory import Consumer as MemoryConsumer
 from flowkit.consumer import LONGEST_BATCH, Consumer
 from flowkit.coroutines import close_loop
 from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError, RedisUnavailable
-from flowkit.jobs import Mark, Marks, MarksMoved, Pack
+from flowkit.intake import Mark, Marks, MarksMoved, Pack
 from flowkit.message import Partition
 from flowkit.producer import Producer
 
@@ -1194,7 +1194,9 @@ def test_somebody_else_who_is_further_ahead_is_believed(clock: Clock) -> None:
     assert len(redis.jobs) == 8
 
 
-def test_marks_that_were_flushed_away_lose_nothing(clock: Clock) -> None:
+def test_marks_that_were_flushed_away_are_said_aloud_and_the_rest_goes_on(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     redis = Redis()
     loop = Loop(queued_app(), clock, redis)
     loop.put("a", 1, 2)
@@ -1203,6 +1205,54 @@ def test_marks_that_were_flushed_away_lose_nothing(clock: Clock) -> None:
     loop.put("a", 3)
     loop.turn(after=1)
     assert redis.jobs == jobs(0, 1, 2)
+    assert "Redis has lost its data: jobs of a[0] before offset 2 may be gone" in caplog.text
+    assert "set the offsets of group g back" in caplog.text
+
+
+def test_what_redis_has_lost_is_queued_again(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    # Given a Redis that comes back with what it had saved some time ago
+    redis = Redis()
+    app = queued_app()
+    app.add_topic("b", lambda value: None)
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    redis.queued[A], redis.jobs = 1, jobs(0)
+    # When the next messages are queued, then so is what was lost, and what came with it
+    loop.put("a", 4)
+    loop.put("b", 5)
+    loop.turn(after=1)
+    loop.turn(after=1)
+    assert sorted(redis.jobs) == [*jobs(0, 1, 2, 3), ("b", 0, 0)]
+    assert loop.committed("a") == 4
+    assert "Redis knows jobs of a[0] up to offset 1 only, though they went up to 3" in caplog.text
+
+
+def test_a_mark_behind_the_commit_is_said_aloud_at_the_start(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    redis = Redis()
+    redis.queued[A] = redis.noted[A] = 1
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.broker.commits["g"][A] = 3
+    loop.put("a", 4)
+    loop.turn()
+    assert redis.jobs == jobs(3)
+    assert "Redis knows jobs of a[0] up to offset 1 only" in caplog.text
+    assert "ran inline meanwhile; to queue them again, set the offsets of group g back" in caplog.text
+
+
+def test_the_mark_is_not_behind_the_commit_where_no_job_came_of_the_messages(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis = Redis()
+    app = queued_app()
+    app.before_enqueue("a")(lambda value: app.abort())
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2)
+    loop.turn()
+    assert (loop.committed("a"), redis.queued) == (2, {A: 2})
+    Loop(app, clock, redis, broker=loop.broker).turn()
+    assert caplog.text == ""
 
 
 def test_redis_that_is_away_puts_everything_back_and_resumes(clock: Clock) -> None:

@@ -28,17 +28,13 @@ from flowkit import Flowkit, Message, Retry
 from flowkit.clients.memory import Broker
 from flowkit.dispatch import Handling
 from flowkit.errors import QueueError, RedisUnavailable, RouteNotFound
+from flowkit.intake import JobQueue, Mark, Marks, MarksMoved, Pack
 from flowkit.interchangers import Base64
 from flowkit.jobs import (
     PERFORM,
     RUNS,
     SPLIT_AFTER,
     Envelope,
-    JobQueue,
-    Mark,
-    Marks,
-    MarksMoved,
-    Pack,
     connect,
     known_queues,
     perform,
