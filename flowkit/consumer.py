@@ -289,7 +289,12 @@ class Consumer:
         attempt, retry = track.attempt, handling.retry
         last = attempt >= retry.attempts and handling.dead_letter is not None
         delay = retry.delay(attempt)
-        then = f"goes to {handling.dead_letter}" if last else f"again in {delay:.1f} s; {self._wait_of(record)}"
+        if last:
+            then = f"goes to {handling.dead_letter}"
+        else:
+            then = f"again in {delay:.1f} s; partition {record.partition} of {record.topic} waits, nothing is skipped"
+            if attempt >= retry.attempts and handling.dead_letter is None:
+                then += "; to let such messages go, name a topic for them: dead_letter=..."
         self.monitor.notice_error(
             "handler",
             error,
@@ -309,9 +314,6 @@ class Consumer:
         self._put_back(Partition(record.topic, record.partition), track, record.offset, delay)
         track.attempt = attempt + 1
         return False
-
-    def _wait_of(self, record: Record) -> str:
-        return f"partition {record.partition} of {record.topic} waits, nothing is skipped"
 
     def _bury(self, handling: Handling, record: Record, error: Exception, attempt: int) -> bool:
         letter = handling.dead(record, error, attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,15 +16,15 @@ with warnings.catch_warnings():  # kafka-python 3.0 warns at its own import, whi
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
-from kafka.net.compat import KafkaNetClient
 from kafka.net.sasl import SASL_MECHANISMS
 from kafka.partitioner import murmur2
 from kafka.partitioner.sticky import StickyPartitioner
 
-from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError, FlowkitError
+from ..errors import ConfigurationError, DeliveryError, FlowkitError
 from ..message import HeaderPairs, Partition, Record
 from ..settings import Kafka, Settings, unknown_name
 from . import CommitRefused, Offsets, Rebalance
+from .kafka_opening import FORBIDDEN, open_client
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,6 @@ REFUSED = (
     kafka_errors.UnknownMemberIdError,
 )
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-FORBIDDEN = (
-    kafka_errors.AuthorizationError,
-    kafka_errors.SaslAuthenticationFailedError,
-    kafka_errors.UnsupportedSaslMechanismError,
-    kafka_errors.KafkaConfigurationError,
-    kafka_errors.IncompatibleBrokerVersion,
-)
 
 BOTH = {
     "bootstrap_timeout_ms": 5_000,
@@ -107,85 +100,6 @@ def _check_security(options: Mapping[str, Any]) -> None:
         )
 
 
-def _open(kind: Callable[..., Any], settings: Settings, options: dict[str, Any]) -> Any:
-    where = ", ".join(settings.kafka.hosts)
-    door = _Door(auto_create_topics=options.get("allow_auto_create_topics", False))
-    options.setdefault("kafka_client", door.open)
-    try:
-        made = kind(**options)
-    except Exception as error:
-        door.close()
-        raise _explained(door.refused or error, where) from error
-    door.leave_open()
-    return made
-
-
-class _Door:
-    """Makes the network client of one consumer or producer, and knows why a broker did not let it in.
-
-    After a refused login kafka-python tries on until its time is over, and then says only that it is.
-    """
-
-    def __init__(self, *, auto_create_topics: bool) -> None:
-        self.refused: Exception | None = None
-        self._auto_create_topics = auto_create_topics
-        self._clients: list[Any] = []
-
-    def open(self, **config: Any) -> Any:
-        client = KafkaNetClient(**config)
-        self._clients.append(client)
-        # kafka-python 3.0 takes this option and forgets it, so that asking for a topic would make it
-        client.cluster.config["allow_auto_create_topics"] = self._auto_create_topics
-        manager = client._manager
-        get_connection = manager.get_connection
-
-        def watched(*arguments: Any, **options: Any) -> Any:
-            connection = get_connection(*arguments, **options)
-            connection.init_future.add_errback(self._look_at)
-            made = connection.connection_made
-            connection.connection_made = lambda transport: made(_hears_the_last_word(transport))
-            return connection
-
-        manager.get_connection = watched
-        return client
-
-    def _look_at(self, error: Exception) -> None:
-        if isinstance(error, FORBIDDEN):
-            self.refused = error
-
-    def leave_open(self) -> None:
-        for client in self._clients:
-            del client._manager.get_connection  # the one of its class again, for it is called with each request
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.close()  # kafka-python leaves its IO thread running when a constructor fails
-
-
-def _hears_the_last_word(transport: Any) -> Any:
-    """kafka-python drops what it reads together with the end of a connection: a broker's reason for refusing a login."""
-    receive = transport._sock_recv
-
-    def all_received() -> tuple[bytes, Exception | None]:
-        data, error = receive()
-        return data, None if data else error
-
-    transport._sock_recv = all_received
-    return transport
-
-
-def _explained(error: Exception, where: str) -> Exception:
-    """flowkit's error for what a constructor of kafka-python raised, with the next step."""
-    if isinstance(error, FORBIDDEN):
-        return ConfigurationError(f"Kafka at {where} refuses this application: {error}")
-    if isinstance(error, kafka_errors.KafkaError | OSError):
-        return BrokerUnavailable(
-            f"no Kafka broker answers at {where}; is it running, and is kafka.hosts right?"
-            f" (`flowkit dev` starts one for development) [{type(error).__name__}]"
-        )
-    return ConfigurationError(f"kafka-python refuses the options given in kafka={{...}}: {error}")
-
-
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     """Runs on kafka-python's IO thread while ``poll`` waits. A sync listener could not commit there."""
 
@@ -226,7 +140,7 @@ class Consumer:
             max_poll_interval_ms=_ms(kafka.max_poll_interval),
             max_poll_records=kafka.max_poll_records,
         )
-        self._consumer = _open(KafkaConsumer, settings, options)
+        self._consumer = open_client(KafkaConsumer, settings, options)
         self._poll = self._consumer.poll
 
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
@@ -286,7 +200,7 @@ class Producer:
         options["max_block_ms"] = _ms(settings.connection_pool.timeout)
         options.setdefault("partitioner", StickyPartitioner())
         self._timeout = settings.connection_pool.timeout
-        self._producer = _open(KafkaProducer, settings, options)
+        self._producer = open_client(KafkaProducer, settings, options)
 
     def send(
         self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
@@ -333,7 +247,7 @@ class Producer:
 def brokers(settings: Settings) -> list[str]:
     """The brokers of the cluster, as host:port. Raises ``BrokerUnavailable``."""
     options = _options(settings, kafka.KafkaAdminClient, {"bootstrap_timeout_ms": 5_000})
-    admin = _open(kafka.KafkaAdminClient, settings, options)
+    admin = open_client(kafka.KafkaAdminClient, settings, options)
     try:
         return [f"{broker['host']}:{broker['port']}" for broker in admin.describe_cluster()["brokers"]]
     finally:
