@@ -6,7 +6,7 @@ from typing import Any
 
 from quick import app as app
 
-from flowkit.jobs import JobQueue
+from flowkit.intake import JobQueue
 
 enqueue = JobQueue.enqueue
 
