@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import orjson
 
@@ -87,6 +87,20 @@ class Call:
         return f"<Call {self.topic}: {len(self.responses)} responses, error={self.error!r}, aborted={self.aborted}>"
 
 
+class SendOptions(TypedDict, total=False):
+    """How a test sends a message: ``key``, ``headers`` (a dict or pairs), ``partition`` (0), ``timestamp`` (seconds; now).
+
+    ``raise_errors`` (True): what failed comes out of ``send``. ``follow`` (False): responses go on into the app's own topics.
+    """
+
+    key: str | bytes | None
+    headers: Any
+    partition: int
+    timestamp: float | None
+    raise_errors: bool
+    follow: bool
+
+
 class Client:
     """Sends messages to the handlers of ``app``. In a ``with`` block its startup and shutdown hooks run too."""
 
@@ -103,42 +117,20 @@ class Client:
     ) -> None:
         self.app.stop()
 
-    def send(
-        self,
-        topic: str,
-        value: Any,
-        *,
-        key: str | bytes | None = None,
-        headers: Any = None,
-        partition: int = 0,
-        timestamp: float | None = None,
-        raise_errors: bool = True,
-        follow: bool = False,
-    ) -> Call:
+    def send(self, topic: str, value: Any, **options: Unpack[SendOptions]) -> Call:
         """One message through the handler of ``topic``; ``value`` is written by the route's parser, None is a tombstone.
 
         Raises what the handler or the check raised. With ``raise_errors=False`` the message is tried again as often as
-        the route's ``Retry`` says, without waiting, and the last error is in ``call.error``. ``timestamp`` is in seconds.
+        the route's ``Retry`` says, without waiting, and the last error is in ``call.error``. For the others see ``SendOptions``.
         """
         data = None if value is None else self.app.handling(topic).parser.generate(value)
-        return self._send(topic, data, key, headers, partition, timestamp, raise_errors, follow)
+        return self._send(topic, data, **options)
 
-    def send_raw(
-        self,
-        topic: str,
-        value: bytes,
-        *,
-        key: str | bytes | None = None,
-        headers: Any = None,
-        partition: int = 0,
-        timestamp: float | None = None,
-        raise_errors: bool = True,
-        follow: bool = False,
-    ) -> Call:
+    def send_raw(self, topic: str, value: bytes, **options: Unpack[SendOptions]) -> Call:
         """``send`` with the bytes of the message as they are, for testing what cannot be parsed."""
-        return self._send(topic, bytes(value), key, headers, partition, timestamp, raise_errors, follow)
+        return self._send(topic, bytes(value), **options)
 
-    def send_batch(self, topic: str, values: Iterable[Any], **options: Any) -> list[Call]:
+    def send_batch(self, topic: str, values: Iterable[Any], **options: Unpack[SendOptions]) -> list[Call]:
         """``send`` for each of several values, in order."""
         return [self.send(topic, value, **options) for value in values]
 
@@ -146,12 +138,13 @@ class Client:
         self,
         topic: str,
         data: bytes | str | None,
-        key: str | bytes | None,
-        headers: Any,
-        partition: int,
-        timestamp: float | None,
-        raise_errors: bool,
-        follow: bool,
+        *,
+        key: str | bytes | None = None,
+        headers: Any = None,
+        partition: int = 0,
+        timestamp: float | None = None,
+        raise_errors: bool = True,
+        follow: bool = False,
     ) -> Call:
         handling = self.app.handling(topic)
         item = response(topic, data, None, key, partition, None, headers)
@@ -232,11 +225,10 @@ class Client:
                     self._send(
                         item.topic,
                         item.raw,
-                        item.key,
-                        list(item.headers.pairs),
-                        item.partition or 0,
-                        None,
-                        raise_errors,
+                        key=item.key,
+                        headers=item.headers,
+                        partition=item.partition or 0,
+                        raise_errors=raise_errors,
                         follow=True,
                     )
                 )
