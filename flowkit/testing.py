@@ -121,7 +121,7 @@ class Client:
         """One message through the handler of ``topic``; ``value`` is written by the route's parser, None is a tombstone.
 
         Raises what the handler or the check raised. With ``raise_errors=False`` the message is tried again as often as
-        the route's ``Retry`` says, without waiting, and the last error is in ``call.error``. For the others see ``SendOptions``.
+        the route's ``Retry`` says, without waiting, and the last error is in ``call.error``. See ``SendOptions``.
         """
         data = None if value is None else self.app.handling(topic).parser.generate(value)
         return self._send(topic, data, **options)
