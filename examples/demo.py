@@ -10,9 +10,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import orjson
 import typer
@@ -22,6 +20,7 @@ from flowkit.cli import flow_lines
 from flowkit.dev import DevStack, stop_requested
 from flowkit.locate import locate
 from flowkit.responses import Response
+from flowkit.watch import Watcher
 
 HERE = Path(__file__).parent
 ROUNDS = 6
@@ -47,15 +46,18 @@ def main() -> int:
     with stop_requested() as stop, DevStack(app, say, broker_port=0, redis_port=0) as stack:
         os.environ.update(stack.environment)
         app.settings_for_kafka()
-        watcher = Watcher(stack)
+        watcher = Watcher(stack.broker.hosts, stack.topics(), stack.partitions, show, in_all=SHOWN)
         heading("What arrives:")
-        start = time.monotonic()
+        start = began = time.monotonic()
         feed(app, readings)
-        watcher.until(lambda: stop.is_set() or complete(watcher.counts, expected), start + seconds)
+        while not (stop.is_set() or complete(watcher.counts, expected)) and time.monotonic() < start + seconds:
+            if watcher.counts["regions"] == 0:
+                began = time.monotonic()  # the first answer: until then the group was starting
+            watcher.look()
         app.producer.close()
         watcher.close()
         heading("In order, nothing running is left behind:")
-    return summary(watcher.counts, expected, watcher.last - watcher.first)
+    return summary(watcher.counts, expected, max(watcher.last.values(), default=began) - began)
 
 
 def complete(counts: Counter[str], expected: dict[str, int]) -> bool:
@@ -69,32 +71,6 @@ def feed(app: Flowkit, readings: list[bytes]) -> None:
         )
 
 
-class Watcher:
-    """Reads every topic of the application from outside, as any other consumer would."""
-
-    def __init__(self, stack: DevStack) -> None:
-        from kafka import KafkaConsumer, TopicPartition
-
-        self.consumer: Any = KafkaConsumer(bootstrap_servers=stack.broker.hosts, auto_offset_reset="earliest")
-        partitions = [TopicPartition(t, p) for t in stack.topics() for p in range(stack.partitions)]
-        self.consumer.assign(partitions)
-        self.counts: Counter[str] = Counter()
-        self.first = self.last = 0.0
-
-    def until(self, done: Callable[[], bool], deadline: float) -> None:
-        while not done() and time.monotonic() < deadline:
-            for partition, records in self.consumer.poll(timeout_ms=200).items():
-                for record in records[: max(0, SHOWN - self.counts[partition.topic])]:
-                    show(partition.topic, record.value.decode())
-                self.counts[partition.topic] += len(records)
-                self.last = time.monotonic()
-                if partition.topic != "readings":
-                    self.first = self.first or self.last  # the first answer: until then the group was starting
-
-    def close(self) -> None:
-        self.consumer.close(autocommit=False)
-
-
 def summary(counts: Counter[str], expected: dict[str, int], took: float) -> int:
     heading("Summary:")
     for topic, count in expected.items():
@@ -106,7 +82,7 @@ def summary(counts: Counter[str], expected: dict[str, int], took: float) -> int:
         typer.secho("\nNot everything arrived in time; a higher DEMO_SECONDS gives it longer.", fg="red")
         return 1
     heading("Try next:")
-    typer.echo("  . .venv/bin/activate && cd examples")
+    typer.echo(f"  . {Path(sys.prefix, 'bin', 'activate')} && cd {HERE}")
     typer.echo("  flowkit dev shop:app              # orders, invoices, alerts; then, in a second terminal:")
     typer.echo("""  flowkit send shop:app orders '{"id": 1, "user": "ann", "total": 2000}'""")
     typer.echo("  flowkit routes shop:app; flowkit flow shop:app; flowkit --help")
@@ -122,8 +98,7 @@ def say(name: str, line: str) -> None:
 
 
 def show(topic: str, value: str) -> None:
-    typer.secho(f"  {topic:<9}", fg="cyan", nl=False)
-    typer.echo(value if len(value) <= 130 else value[:127] + "...")
+    typer.echo(typer.style(f"  {topic:<9}", fg="cyan") + value)
 
 
 if __name__ == "__main__":

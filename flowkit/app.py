@@ -17,7 +17,7 @@ from .monitor import Monitor
 from .parsers import Json
 from .responses import Declarations, current, respond_with
 from .route import OPTIONS, Declaration, Handler, Route, TopicOptions, check_name, check_options, name_mistake
-from .settings import Settings, logger_of, unknown_name
+from .settings import Settings, logger_of, unknown_name, unknown_variables
 
 if TYPE_CHECKING:
     from .clients import ProducerClient
@@ -243,13 +243,18 @@ class Flowkit:
 
     def settings_for_kafka(self) -> Settings:
         """The settings, for what needs brokers. Raises ``SettingsError``."""
-        self._settings = Settings.load(self._given, os.environ)
+        self._settings = self._connected_settings()
         return self._settings
 
     def settings_for_queues(self) -> Settings:
         """The settings, for what needs brokers and Redis. Raises ``SettingsError``."""
-        self._settings = Settings.load(self._given, os.environ, needs_redis=True)
+        self._settings = self._connected_settings(needs_redis=True)
         return self._settings
+
+    def _connected_settings(self, needs_redis: bool | Callable[[Settings], bool] = False) -> Settings:
+        from .clients.kafka_python import option_mistakes
+
+        return Settings.load(self._given, os.environ, needs_redis=needs_redis, check=option_mistakes)
 
     @property
     def monitor(self) -> Any:
@@ -327,7 +332,9 @@ class Flowkit:
             if self._started_in == os.getpid():
                 return
             if connected:
-                self._settings = Settings.load(self._given, os.environ, needs_redis=self._queues)
+                for sentence in unknown_variables(os.environ):
+                    logger_of(self.settings).warning(sentence)
+                self._settings = self._connected_settings(self._queues)
             self.handlings  # noqa: B018
             for function in self._configurators:
                 takes = len(inspect.signature(function).parameters)

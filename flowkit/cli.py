@@ -143,15 +143,16 @@ def dev(
 ) -> None:
     """Try it here: start a broker, Redis, the consumer and a worker.
 
-    Broker and Redis are embedded and keep nothing. They listen where the application expects them, if that is on this
-    machine, else on a free port. Ctrl-C stops them all.
+    Shows what arrives in the topics that the application sends to. Broker and Redis are embedded and keep nothing. They
+    listen where the application expects them, if that is on this machine, else on a free port. Ctrl-C stops them all.
 
     \b
     Examples:
       flowkit dev shop:app
       flowkit dev shop:app --broker-port 0 --redis-port 0
     """
-    from .dev import DevStack, stop_requested
+    from .dev import DevStack, sent_topics, stop_requested
+    from .watch import Watcher
 
     application = load(app)
     if not application.routes:
@@ -163,7 +164,9 @@ def dev(
             first = next(iter(application.routes))
             _say("dev", f"send it something: {variables}flowkit send {application.reference} {first} '{{...}}'")
             ends = time.monotonic() + seconds if seconds else None
-            code = stack.wait(lambda: stop.is_set() or (ends is not None and time.monotonic() >= ends))
+            watcher = Watcher(stack.broker.hosts, sent_topics(application), partitions, _say)
+            code = stack.wait(lambda: stop.is_set() or (ends is not None and time.monotonic() >= ends), watcher.look)
+            watcher.close()
     if code:
         raise typer.Exit(code)
 

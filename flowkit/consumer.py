@@ -22,6 +22,7 @@ from .errors import (
     FlowkitError,
     QueueError,
     RedisUnavailable,
+    is_passing,
 )
 from .message import Partition, Record, place, places
 from .producer import Producer
@@ -152,18 +153,26 @@ class Consumer:
         if self._client is None:
             client = self.make_client(self.settings, self.group)
             self._client = client
-            topics = sorted(self.handlings)
-            client.subscribe(topics, self)
-            missing = client.missing_topics(topics)
-            if missing:
-                self.monitor.notice_error(
-                    "topics",
-                    ConfigurationError("missing topics"),
-                    message=f"there is no topic {' and no topic '.join(map(repr, missing))} on the brokers; group"
-                    f" {self.group!r} waits for it: create it, and it is consumed within half a minute",
-                    group=self.group,
-                )
+            client.subscribe(sorted(self.handlings), self)
+            self._look_for_topics(client)
         return self._client
+
+    def _look_for_topics(self, client: ConsumerClient) -> None:
+        """Says which topics are missing, before the first message finds out."""
+        answers = {topic for handling in self.handlings.values() for topic in handling.sends_to}
+        missing = client.missing_topics(sorted(answers | set(self.handlings)))
+        for topic in missing:
+            if topic in self.handlings:
+                what = f"group {self.group!r} waits for it: create it, and it is consumed within half a minute"
+            else:
+                what = "handlers send to it: create it, or their messages fail and wait"
+            self.monitor.notice_error(
+                "topics",
+                ConfigurationError("missing topic"),
+                message=f"there is no topic {topic!r} on the brokers; {what}",
+                topic=topic,
+                group=self.group,
+            )
 
     def _poll_timeout(self) -> float:
         due = [track.resume_at for track in self.tracks.values() if track.resume_at is not None]
@@ -194,6 +203,8 @@ class Consumer:
                 slice_, self._send, attempt=track.attempt, received=self._received, until=self.until
             )
             if done:
+                if track.attempt > 1:
+                    self._tell_recovery(track, slice_[0])
                 at += done
                 self._since_commit += done
                 track.done = records[at - 1].offset + 1
@@ -208,6 +219,9 @@ class Consumer:
             if not self._pause_for_breath(partition, records[at]):
                 break
         self.monitor.notice("consumed", topic=partition.topic, partition=partition.partition, count=at)
+
+    def _tell_recovery(self, track: Track, record: Record) -> None:
+        self.monitor.notice("recovered", message=place(record), attempt=track.attempt, group=self.group)
 
     def _may_start(self, partition: Partition, track: Track, first: Record) -> bool:
         """False if these messages must wait: they are polled again.
@@ -258,10 +272,7 @@ class Consumer:
                 continue
             partition = Partition(record.topic, record.partition)
             if partition not in failed or record.offset < failed[partition][0].offset:
-                failed[partition] = (
-                    record,
-                    DeliveryError(f"{response.topic}: Kafka did not take it: {error!r}"),
-                )
+                failed[partition] = record, DeliveryError(f"{response.topic}: {error}", passing=error.passing)
         for partition in {Partition(record.topic, record.partition) for record, _, _ in self._sent}:
             track = self._track(partition)
             if partition in failed:
@@ -287,18 +298,20 @@ class Consumer:
     def _failed(self, handling: Handling, track: Track, record: Record, error: Exception) -> bool:
         """True if the message is done with: its dead letter was sent. Else its partition waits, and starts with it."""
         attempt, retry = track.attempt, handling.retry
-        last = attempt >= retry.attempts and handling.dead_letter is not None
+        passing = is_passing(error)
+        last = attempt >= retry.attempts and handling.dead_letter is not None and not passing
         delay = retry.delay(attempt)
         if last:
             then = f"goes to {handling.dead_letter}"
         else:
             then = f"again in {delay:.1f} s; partition {record.partition} of {record.topic} waits, nothing is skipped"
-            if attempt >= retry.attempts and handling.dead_letter is None:
+            if attempt >= retry.attempts and handling.dead_letter is None and not passing:
                 then += "; to let such messages go, name a topic for them: dead_letter=..."
+        what = "failed in" if handling.inline else "could not be queued for"
         self.monitor.notice_error(
             "handler",
             error,
-            message=f"{place(record)} failed in {handling.route.name}, attempt {attempt}, {then}:"
+            message=f"{place(record)} {what} {handling.route.name}, attempt {attempt}, {then}:"
             f" {type(error).__name__}: {error}",
             traceback=attempt == 1 and not isinstance(error, FlowkitError),
             topic=record.topic,
@@ -312,7 +325,7 @@ class Consumer:
             track.attempt = 1
             return True
         self._put_back(Partition(record.topic, record.partition), track, record.offset, delay)
-        track.attempt = attempt + 1
+        track.attempt = attempt if passing else attempt + 1
         return False
 
     def _bury(self, handling: Handling, record: Record, error: Exception, attempt: int) -> bool:
@@ -366,6 +379,8 @@ class Consumer:
         except RedisUnavailable as error:
             self._redis_is_down(error, {partition: records[0].offset for partition, records in batch.items()})
             return
+        if self._redis_failures:
+            self.monitor.notice("recovered", message="Redis answers again", group=self.group)
         self._redis_failures = 0
         if lost:  # nothing of the whole batch was queued
             for partition, records in batch.items():
@@ -376,6 +391,8 @@ class Consumer:
             track.done = offset
             self._since_commit += counts[partition]
             if counts[partition]:
+                if track.attempt > 1:
+                    self._tell_recovery(track, batch[partition][0])
                 track.attempt = 1
             if partition in failed:
                 record, problem = failed[partition]

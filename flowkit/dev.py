@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import IO, TYPE_CHECKING
@@ -46,8 +45,9 @@ class Child:
         self._reader.start()
 
     def _read(self, output: IO[str], say: Say) -> None:
-        for line in output:
-            say(self.name, line.rstrip("\n"))
+        with contextlib.suppress(BrokenPipeError):  # nobody reads us any more; the main thread finds out as well
+            for line in output:
+                say(self.name, line.rstrip("\n"))
 
     def stop(self, timeout: float) -> int:
         """SIGTERM, then SIGKILL after ``timeout`` seconds; gives the exit code."""
@@ -127,15 +127,21 @@ class DevStack:
         """Every topic the application reads or writes."""
         return topics_of(self.app)
 
-    def wait(self, until: Callable[[], bool]) -> int:
-        """Until ``until`` is true (0) or one of the children ended by itself (1)."""
+    def wait(self, until: Callable[[], bool], meanwhile: Callable[[], None]) -> int:
+        """Until ``until`` is true (0) or one of the parts ended by itself (1); calls ``meanwhile`` in between."""
         while not until():
-            for child in self.children:
-                if child.process.poll() is not None:
-                    self.say("dev", f"{child.name} ended with code {child.process.returncode}; stopping the rest")
+            for name, process in self._processes():
+                if process is not None and process.poll() is not None:
+                    self.say("dev", f"{name} ended with code {process.returncode}; stopping the rest")
                     return 1
-            time.sleep(0.1)
+            meanwhile()
         return 0
+
+    def _processes(self) -> Iterator[tuple[str, subprocess.Popen[bytes] | subprocess.Popen[str] | None]]:
+        yield from ((child.name, child.process) for child in self.children)
+        yield "the broker", self.broker.process
+        if self.redis is not None:
+            yield "Redis", self.redis.process
 
     def __exit__(self, *_: object) -> None:
         timeout = self.app.settings.shutdown_timeout + 2
@@ -149,12 +155,12 @@ class DevStack:
 
 def topics_of(app: Flowkit) -> list[str]:
     """Every topic that an application reads or writes."""
-    found = set()
-    for topic, handling in app.handlings.items():
-        found |= {topic, *handling.all_declarations}
-        if handling.dead_letter:
-            found.add(handling.dead_letter)
-    return sorted(found)
+    return sorted(set(app.handlings) | sent_topics(app))
+
+
+def sent_topics(app: Flowkit) -> set[str]:
+    """Every topic that an application sends to."""
+    return {topic for handling in app.handlings.values() for topic in handling.sends_to}
 
 
 def _port(given: int | None, configured: str | None) -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .coroutines import finish
-from .errors import ConfigurationError, QueueError, ResponseError, ResponseMissing
+from .errors import ConfigurationError, ParserError, QueueError, ResponseError, ResponseMissing
 from .interchangers import Plain, pack, unpack
 from .message import HeaderPairs, Message, PlainRecord, Record, place
 from .parsers import Json
@@ -86,6 +86,7 @@ class Handling:
         self._invoke, annotation = bind(route.handler)
         self.decode: Decode = decoder(self.parser, annotation)
         self._answers_to = next(iter(self.declarations)) if len(self.declarations) == 1 else None
+        self._told_unused = False
         self._idle = Call(route.name, {}, self.parser.generate)
         self.call = self._make_call()
 
@@ -94,15 +95,24 @@ class Handling:
         """What the handler and its responder may send, for people to read."""
         return {**self.responder_declarations, **self.declarations}
 
+    @property
+    def sends_to(self) -> set[str]:
+        """Every topic that a message of this route may lead to, its dead letter's too."""
+        return {*self.all_declarations, *((self.dead_letter,) if self.dead_letter else ())}
+
     def _make_call(self) -> Callable[[Record, int, float], Sequence[Response]]:
         """The shortest way through this route: hooks, ``Message`` and the check cost nothing where they are not used."""
         if not (self.before or self.declarations or self.route.responder) and takes_payload_only(self.route.handler):
             decode, handler, idle = self.decode, self.route.handler, self._idle
 
+            def tell_unused(result: Any) -> None:
+                if result is not None:
+                    self._tell_unused_value(result)
+
             def call(record: Record, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG001
                 result = handler(decode(record.value))
                 if result is not None:
-                    finish(result)
+                    tell_unused(finish(result))
                 return idle.take() if idle.responses else ()
 
             return call
@@ -191,6 +201,18 @@ class Handling:
                 f"{call.name} returned a value, but declares {len(self.declarations)} topics"
                 f" ({', '.join(self.declarations)}); say which one: app.respond_to(topic, value)"
             )
+        else:
+            self._tell_unused_value(result)
+
+    def _tell_unused_value(self, result: Any) -> None:
+        if not self._told_unused:
+            self._told_unused = True
+            logger.warning(
+                "%s returns a value (%.60r), which goes nowhere: it declares no topic. Add @app.responds_to(...), or"
+                " return nothing. Said once.",
+                self.route.name,
+                result,
+            )
 
     def _check_unused_responder(self) -> None:
         for topic, declared in self.responder_declarations.items():
@@ -208,6 +230,10 @@ class Handling:
                 finish(hook(message))
         except Abort:
             return None
+        except ParserError:
+            # The worker cannot read it either: there it fails, alone, and the messages behind it need not wait.
+            logger.debug("%s goes to its queue past a hook that could not read it", place(record), exc_info=True)
+            return message, self.entry(record, received, record.value)
         value = record.value
         if message.payload_changed:
             value = self._written(message.payload)

@@ -77,7 +77,14 @@ class RouteNotFound(FlowkitError):
 
 
 class DeliveryError(FlowkitError):
-    """Kafka did not confirm a message."""
+    """Kafka did not confirm a message.
+
+    ``passing`` where that may change by itself (no answer, no such topic yet): such a failure is no attempt of a message.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class QueueError(FlowkitError):
@@ -87,6 +94,8 @@ class QueueError(FlowkitError):
 class BrokerUnavailable(FlowkitError):
     """No Kafka broker answers."""
 
+    passing = True
+
 
 class RedisUnavailable(FlowkitError):
     """Redis does not answer."""
@@ -94,3 +103,8 @@ class RedisUnavailable(FlowkitError):
 
 class DevStackError(FlowkitError):
     """An embedded broker or Redis could not be started."""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether Kafka's absence is all that failed: no fault of the message, and so no attempt of it."""
+    return isinstance(error, DeliveryError | BrokerUnavailable) and error.passing

@@ -22,7 +22,7 @@ from rq.exceptions import ShutDownImminentException
 from rq.job import Job
 
 from .dispatch import Abort, Entry, Handling
-from .errors import FlowkitError, QueueError, RedisUnavailable
+from .errors import FlowkitError, QueueError, RedisUnavailable, is_passing
 from .message import Record, place
 from .producer import Producer
 
@@ -34,6 +34,15 @@ RUNS = Retry(max=10, interval=[1, 2, 4, 8, 15, 30, 60, 60, 60, 60])
 """RQ's retries of each job, for what is no failed attempt of a message: its worker was killed, or its application could not be
 imported. Attempts are counted apart from them, in the job's ``meta``, and begin these retries anew.
 """
+
+
+class Telling:
+    """Who logs the traceback of a message alone in its job: RQ's own workers do; in flowkit's, flowkit does."""
+
+    by_rq = True
+    told: BaseException | None = None
+    """What flowkit has logged last, and raises for RQ."""
+
 
 SPLIT_AFTER = 2
 """Runs of a job that ended so until each of its messages gets a job of its own: one of them may be what kills the worker."""
@@ -165,7 +174,8 @@ def perform(data: str) -> None:
         return
     if alone:
         if current is not None:
-            _tell_rq(current, handling, attempt)
+            _tell_rq(current, handling, attempt, passing=is_passing(rest[0].error))
+        Telling.told = rest[0].error
         raise rest[0].error
     if current is None:
         raise QueueError("a job of many messages can put its failed ones back only when RQ runs it")
@@ -173,12 +183,12 @@ def perform(data: str) -> None:
     _queue_alone(app, handling, current, waits, attempt + 1)
 
 
-def _tell_rq(job: Job, handling: Handling, attempt: int) -> None:
+def _tell_rq(job: Job, handling: Handling, attempt: int, *, passing: bool) -> None:
     """Sets what RQ does with the job when its error is raised: it tries again after the route's wait, or gives up."""
-    if attempt >= handling.retry.attempts:
+    if attempt >= handling.retry.attempts and not passing:
         job.retries_left = 0
         return
-    job.meta["attempt"] = attempt + 1
+    job.meta["attempt"] = attempt if passing else attempt + 1
     job.retries_left = RUNS.max + 1  # of which RQ takes one
     job.retry_intervals = [max(1, round(handling.retry.delay(attempt)))]
 
@@ -236,14 +246,14 @@ def settle_failures(
     rest = []
     for failure in failures:
         _restart_alarm(handling.job_timeout)  # it has rung already where the message took too long
-        last = attempt >= handling.retry.attempts
+        last = attempt >= handling.retry.attempts and not is_passing(failure.error)
         where = place(failure.record) if failure.record else handling.topic
         app.monitor.notice_error(
             "handler",
             failure.error,
             message=f"{where} failed, attempt {attempt} of {handling.retry.attempts}: "
             f"{type(failure.error).__name__}: {failure.error}",
-            traceback=not alone and not isinstance(failure.error, FlowkitError),  # RQ logs that of a job that fails
+            traceback=attempt == 1 and not isinstance(failure.error, FlowkitError) and not (alone and Telling.by_rq),
             topic=handling.topic,
         )
         if failure.record is not None:

@@ -11,6 +11,7 @@ LEVELS = {
     "stopped": logging.INFO,
     "assigned": logging.INFO,
     "revoked": logging.INFO,
+    "recovered": logging.INFO,
     "rewound": logging.WARNING,
     "dead_letter": logging.WARNING,
 }

@@ -77,7 +77,7 @@ class Producer:
         for item, delivery in deliveries:
             error = self.outcome(delivery)
             if error is not None:
-                raise DeliveryError(f"{item.topic}: Kafka did not take the message: {error!r}") from error
+                raise DeliveryError(f"{item.topic}: {error}", passing=error.passing) from error
 
     def start(self, item: Response) -> Any:
         """Starts one delivery and gives its handle, for ``outcome`` after the next ``flush`` by the same thread."""
@@ -91,7 +91,7 @@ class Producer:
         """Waits until every started delivery has ended, well or badly, or ``timeout`` seconds have passed."""
         self._client.flush(timeout)
 
-    def outcome(self, delivery: Any) -> Exception | None:
+    def outcome(self, delivery: Any) -> DeliveryError | None:
         """None where the broker has confirmed; else why not."""
         return self._client.outcome(delivery)
 

@@ -123,6 +123,10 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     for name in ("group", "dead_letter"):
         if options.get(name) is not None:
             check_name("group" if name == "group" else "topic", options[name])
+    if options.get("dead_letter") == topic:
+        raise ConfigurationError(
+            f"topic {topic!r}: its dead letters cannot go to itself, they would come back for ever"
+        )
     queue = options.get("queue")
     if queue is not None and (not isinstance(queue, str) or not queue.strip()):
         raise ConfigurationError(f"topic {topic!r}: queue is the name of an RQ queue, not {queue!r}")

@@ -189,10 +189,12 @@ class Settings:
         *,
         needs_redis: bool | Callable[[Settings], bool] = False,
         needs_kafka: bool = True,
+        check: Callable[[Settings], list[str]] | None = None,
     ) -> Settings:
         """The settings from keywords and environment.
 
-        Raises ``SettingsError`` that lists every mistake at once: unknown names, wrong values, missing ones.
+        Raises ``SettingsError`` that lists every mistake at once: unknown names, wrong values, missing ones, and those that
+        ``check`` finds.
         """
         mistakes: list[str] = []
         settings: Settings = _load(cls, given, environ, "", mistakes)
@@ -219,6 +221,8 @@ class Settings:
                 f"kafka.heartbeat_interval: {kafka.heartbeat_interval:g} s must be at most half of"
                 f" kafka.session_timeout ({kafka.session_timeout:g} s)"
             )
+        if check is not None:
+            mistakes += check(settings)
         if mistakes:
             raise SettingsError(mistakes)
         return settings
@@ -273,6 +277,26 @@ def unknown_name(where: str, name: str, known: Iterable[str], noun: str) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
     return f"{where}: there is no such {noun}; {hint}"
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """One sentence for each environment variable that looks like a misspelt setting. Others may have names like ours."""
+    known = set(_variables(Settings, "FLOWKIT_")) | {"FLOWKIT_APP"}
+    sentences = []
+    for name in sorted(environ):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.88)
+        if name.startswith("FLOWKIT_") and name not in known and near:
+            sentences.append(f"the environment variable {name} is no setting; did you mean {near[0]}?")
+    return sentences
+
+
+def _variables(kind: type, prefix: str) -> Iterable[str]:
+    for f in fields(kind):
+        name = prefix + f.name.upper()
+        if "section" in f.metadata:
+            yield from _variables(f.metadata["section"], f"{name}_")
+        elif f.metadata.get("env"):
+            yield name
 
 
 SECRET = re.compile(r"password|passwd|secret|token|sasl.jaas|credential|\bpem$", re.IGNORECASE)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import redis
 from rq import Queue, SimpleWorker
 from rq.job import Job
+from rq.job_lifecycle import call_exception_handlers
 
 from .errors import FlowkitError, RedisUnavailable
-from .jobs import Envelope, connect, known_queues, redis_errors
+from .jobs import Envelope, Telling, connect, known_queues, redis_errors
 from .retry import Retry
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ class Worker(SimpleWorker):
             self.forced = True
             raise
 
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """RQ logs the error of a job with all its frames; that of a message has been told by then."""
+        if exc_info[1] is not None and exc_info[1] is Telling.told:
+            call_exception_handlers(self._exc_handlers, job, *exc_info)
+        else:
+            super().handle_exception(job, *exc_info)
+
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
         return LIFE
 
@@ -105,6 +113,7 @@ def route_queues(app: Flowkit) -> list[str]:
 def run_worker(app: Flowkit, queue: str, *, burst: bool = False) -> int:
     """Works on one queue in this process until SIGTERM or SIGINT (or, with ``burst``, until it is empty)."""
     app.start()
+    Telling.by_rq = False
     assert app.settings.redis is not None
     connection = connect(app.settings.redis)
     with redis_errors():
@@ -137,6 +146,7 @@ class Workers:
         self._deaths: dict[str, int] = {}
         self._start_at: dict[str, float] = {}
         self._ended: list[str] = []
+        self._redis_away = False
         self._stopping = False
         self._code = 0
         self._alive = os.pipe()
@@ -171,8 +181,13 @@ class Workers:
         try:
             found = known_queues(connection, self.app.settings.name)
         except RedisUnavailable as error:
-            logger.warning("new queues are not seen: %s", error)
+            if not self._redis_away:
+                logger.warning("%s", error)
+            self._redis_away = True
             return
+        if self._redis_away:
+            logger.info("Redis answers again")
+        self._redis_away = False
         for queue in found - set(self._pids.values()) - set(self._start_at) - set(self._ended):
             logger.info("working on queue %s too", queue)
             self._start_at[queue] = 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from ..errors import DeliveryError
 from ..message import HeaderPairs, Partition, Record
 from ..settings import Settings
 
@@ -63,7 +64,7 @@ class ProducerClient(Protocol):
     def flush(self, timeout: float) -> None:
         """Waits until every started delivery has ended, well or badly, or ``timeout`` seconds have passed."""
 
-    def outcome(self, delivery: Any) -> Exception | None:
+    def outcome(self, delivery: Any) -> DeliveryError | None:
         """None where the broker has confirmed; else why not."""
 
     def partition_for(self, topic: str, key: bytes) -> int:

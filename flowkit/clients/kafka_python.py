@@ -63,14 +63,21 @@ PRODUCER = {
 }
 
 
+def option_mistakes(settings: Settings) -> list[str]:
+    """One sentence for each option that passes through and that kafka-python does not have."""
+    known = KafkaConsumer.DEFAULT_CONFIG.keys() | KafkaProducer.DEFAULT_CONFIG.keys()
+    near = known | {field.name for field in fields(Kafka)} - {"options"}
+    return [
+        unknown_name(f"kafka.{name}", name, near, "setting, or option of kafka-python")
+        for name in settings.kafka.options
+        if name not in known
+    ]
+
+
 def _options(settings: Settings, kind: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The options of one client: flowkit's defaults, the settings, and what the user passes through."""
-    consumer, producer = KafkaConsumer.DEFAULT_CONFIG, KafkaProducer.DEFAULT_CONFIG
-    known = consumer.keys() | producer.keys()
-    for name in settings.kafka.options:
-        if name not in known:
-            known |= {field.name for field in fields(Kafka)} - {"options"}
-            raise ConfigurationError(unknown_name(f"kafka.{name}", name, known, "setting, or option of kafka-python"))
+    if mistakes := option_mistakes(settings):
+        raise ConfigurationError("; ".join(mistakes))
     options = dict(defaults)
     options["bootstrap_servers"] = list(settings.kafka.hosts)
     options["client_id"] = settings.name
@@ -217,7 +224,8 @@ class Producer:
     def _no_topic(self, topic: str) -> DeliveryError:
         return DeliveryError(
             f"the topic {topic!r} does not exist on the brokers, or they did not answer for {self._timeout:g} s;"
-            " create it, or check that Kafka is running"
+            " create it, or check that Kafka is running",
+            passing=True,
         )
 
     def flush(self, timeout: float) -> None:
@@ -226,12 +234,16 @@ class Producer:
         except kafka_errors.KafkaTimeoutError as error:
             logger.warning("Kafka did not confirm every message within %g s: %s", timeout, error)
 
-    def outcome(self, delivery: Any) -> Exception | None:
+    def outcome(self, delivery: Any) -> DeliveryError | None:
         # flush() returns None even when a delivery failed, so each one is looked at
         if not delivery.is_done:
-            return DeliveryError("Kafka did not confirm the message in time")
-        error: Exception | None = delivery.exception if delivery.failed() else None
-        return error
+            return DeliveryError("Kafka did not confirm the message in time", passing=True)
+        if not delivery.failed():
+            return None
+        error = delivery.exception
+        return DeliveryError(
+            f"Kafka did not take the message: {error!r}", passing=bool(getattr(error, "retriable", False))
+        )
 
     def partition_for(self, topic: str, key: bytes) -> int:
         try:
@@ -242,6 +254,13 @@ class Producer:
 
     def close(self, timeout: float) -> None:
         self._producer.close(timeout=timeout)
+
+
+def reader(hosts: str, partitions: Sequence[Partition]) -> Any:
+    """A consumer of these partitions from their beginning, without a group: for looking on."""
+    consumer = KafkaConsumer(bootstrap_servers=hosts, group_id=None, **CONSUMER)
+    consumer.assign([TopicPartition(*partition) for partition in partitions])
+    return consumer
 
 
 def brokers(settings: Settings) -> list[str]:

@@ -165,9 +165,10 @@ class Producer:
     def flush(self, timeout: float) -> None:
         pass
 
-    def outcome(self, delivery: Any) -> Exception | None:
-        error: Exception | None = delivery
-        return error
+    def outcome(self, delivery: Any) -> DeliveryError | None:
+        if delivery is None or isinstance(delivery, DeliveryError):
+            return delivery
+        return DeliveryError(f"Kafka did not take the message: {delivery!r}")
 
     def partition_for(self, topic: str, key: bytes) -> int:
         if not self.broker.strict:
