@@ -54,10 +54,20 @@ class Track:
 
     done: int | None = None
     committed: int | None = None
-    attempt: int = 1
-    undelivered: int = 0
-    undelivered_at: int | None = None
     resume_at: float | None = None
+    failed_at: int | None = None
+    attempt: int = 1
+    waits: int = 0
+
+    def attempt_of(self, record: Record) -> int:
+        """The number of the next attempt: one message, the first that is not done, may have failed before."""
+        return self.attempt if record.offset == self.failed_at else 1
+
+    def count(self, record: Record) -> None:
+        """Another failure of a message; ``attempt`` counts those that are its fault, ``waits`` all of them."""
+        if record.offset != self.failed_at:
+            self.failed_at, self.attempt, self.waits = record.offset, 1, 0
+        self.waits += 1
 
 
 class Consumer:
@@ -200,15 +210,12 @@ class Consumer:
             limit = max(0, threshold - self._since_commit) if threshold else len(records)
             slice_ = records[at : at + limit] if at or limit < len(records) else records
             done, error = handling.run(
-                slice_, self._send, attempt=track.attempt, received=self._received, until=self.until
+                slice_, self._send, attempt=track.attempt_of(records[at]), received=self._received, until=self.until
             )
             if done:
-                if track.attempt > 1:
-                    self._tell_recovery(track, slice_[0])
                 at += done
                 self._since_commit += done
                 track.done = records[at - 1].offset + 1
-                track.attempt = 1
             if error is not None:
                 if not self._failed(handling, track, records[at], error):
                     break
@@ -219,9 +226,6 @@ class Consumer:
             if not self._pause_for_breath(partition, records[at]):
                 break
         self.monitor.notice("consumed", topic=partition.topic, partition=partition.partition, count=at)
-
-    def _tell_recovery(self, track: Track, record: Record) -> None:
-        self.monitor.notice("recovered", message=place(record), attempt=track.attempt, group=self.group)
 
     def _may_start(self, partition: Partition, track: Track, first: Record) -> bool:
         """False if these messages must wait: they are polled again.
@@ -273,20 +277,12 @@ class Consumer:
             partition = Partition(record.topic, record.partition)
             if partition not in failed or record.offset < failed[partition][0].offset:
                 failed[partition] = record, DeliveryError(f"{response.topic}: {error}", passing=error.passing)
-        for partition in {Partition(record.topic, record.partition) for record, _, _ in self._sent}:
-            track = self._track(partition)
-            if partition in failed:
-                # before all else, so that nothing is committed past it whatever breaks below
-                track.done = failed[partition][0].offset
-            else:
-                track.undelivered_at = None
+        for partition, (record, _) in failed.items():
+            # before all else, so that nothing is committed past it whatever breaks below
+            self._track(partition).done = record.offset
         self._sent = []
         for partition, (record, problem) in failed.items():
             track = self._track(partition)
-            if track.undelivered_at != record.offset:
-                track.undelivered_at, track.undelivered = record.offset, 0
-            track.undelivered += 1
-            track.attempt = track.undelivered
             if self._failed(self.handlings[record.topic], track, record, problem):
                 self.client.seek(partition, record.offset + 1)
         if failed:
@@ -297,10 +293,11 @@ class Consumer:
 
     def _failed(self, handling: Handling, track: Track, record: Record, error: Exception) -> bool:
         """True if the message is done with: its dead letter was sent. Else its partition waits, and starts with it."""
+        track.count(record)
         attempt, retry = track.attempt, handling.retry
         passing = is_passing(error)
         last = attempt >= retry.attempts and handling.dead_letter is not None and not passing
-        delay = retry.delay(attempt)
+        delay = retry.delay(track.waits)
         if last:
             then = f"goes to {handling.dead_letter}"
         else:
@@ -322,10 +319,10 @@ class Consumer:
         handling.failed(record, error, attempt, self._received)
         if last and self._bury(handling, record, error, attempt):
             track.done = record.offset + 1
-            track.attempt = 1
+            track.failed_at = None
             return True
         self._put_back(Partition(record.topic, record.partition), track, record.offset, delay)
-        track.attempt = attempt if passing else attempt + 1
+        track.attempt = attempt if passing else attempt + 1  # Kafka's absence is no fault of the message
         return False
 
     def _bury(self, handling: Handling, record: Record, error: Exception, attempt: int) -> bool:
@@ -345,8 +342,13 @@ class Consumer:
         track.resume_at = time.monotonic() + delay
 
     def _resume_due(self) -> None:
+        """Lets partitions go on whose wait is over; says of those that went on that they did."""
         now = time.monotonic()
         for partition, track in self.tracks.items():
+            if track.failed_at is not None and track.done is not None and track.done > track.failed_at:
+                where = f"{places([partition])}@{track.failed_at}"
+                self.monitor.notice("recovered", message=where, failures=track.waits, group=self.group)
+                track.failed_at = None
             if track.resume_at is not None and track.resume_at <= now:
                 track.resume_at = None
                 self.client.resume(partition)
@@ -390,10 +392,6 @@ class Consumer:
             track = self.tracks[partition]
             track.done = offset
             self._since_commit += counts[partition]
-            if counts[partition]:
-                if track.attempt > 1:
-                    self._tell_recovery(track, batch[partition][0])
-                track.attempt = 1
             if partition in failed:
                 record, problem = failed[partition]
                 if self._failed(self.handlings[partition.topic], track, record, problem):
@@ -427,7 +425,7 @@ class Consumer:
                 logger.debug("%s: a message cannot be queued; looking for it", records[0].topic, exc_info=True)
             else:
                 return len(records), None
-        attempt = track.attempt
+        attempt = track.attempt_of(records[0])
         for done, record in enumerate(records):
             if self.stopping or time.monotonic() > self._poll_by:
                 return done, None

@@ -577,12 +577,40 @@ def test_a_response_that_kafka_did_not_take_brings_its_message_back(clock: Clock
     loop.put("a", 1, 2, 3)
     loop.turn()
     assert loop.committed("a") == 1
-    assert isinstance(loop.events.errors[0][1], DeliveryError)
-    assert "out: Kafka did not take it: RuntimeError(\"refused b'2'\")" in str(loop.events.errors[0][1])
+    errors = [str(error) for _, error, _ in loop.events.errors if isinstance(error, DeliveryError)]
+    assert errors == ["out: Kafka did not take the message: RuntimeError(\"refused b'2'\")"]
     loop.turn(2, after=1)
     assert seen == [1, 2, 3, 2, 3]
     assert loop.values("out") == [1, 3, 2, 3]
     assert loop.committed("a") == 3
+
+
+def test_kafkas_absence_is_no_attempt_of_a_message(clock: Clock) -> None:
+    # Given a route whose messages become dead letters after two attempts, and a broker that is away for longer
+    app = make_app(retry=Retry(attempts=2, first=1, factor=2, cap=8, jitter=0), dead_letter="dead")
+    attempts: list[int] = []
+
+    @app.topic("a", group="g")
+    @app.responds_to("out")
+    def relay(value: int, message: Message) -> int:
+        attempts.append(message.attempt)
+        return value
+
+    loop = Loop(app, clock)
+    loop.broker.refuse = DeliveryError("no answer", passing=True)
+    loop.put("a", 1)
+    loop.turn()
+    for wait in (1, 2, 4, 8, 8):
+        assert loop.consumer.tracks[A].resume_at == clock.now + wait
+        clock.now += wait
+        loop.turn(2)  # the first lets the partition go on, the second polls it
+    # When it is back, then the message is answered, and was never a dead letter
+    loop.broker.refuse = None
+    clock.now += 8
+    loop.turn(2)
+    assert attempts == [1] * 7
+    assert (loop.values("out"), loop.values("dead")) == ([1], [])
+    assert loop.events.count("recovered") == 1
 
 
 def test_a_broker_that_takes_nothing_keeps_every_message(clock: Clock) -> None:

@@ -122,7 +122,7 @@ def test_a_response_to_a_missing_topic_is_named_and_its_message_kept(
     guarded.put({"n": 0, "respond": True}, 1)
     with guarded.run(FLOWKIT_CONNECTION_POOL_TIMEOUT="1") as process:
         process.wait_for(f"DeliveryError: the topic '{out}' does not exist on the brokers")
-        process.wait_for("attempt 2")
+        process.wait_for(f"there is no topic '{out}' on the brokers; handlers send to it: create it")
         assert guarded.committed() in (None, 0)
         apache.create_topic(out)
         wait_for(lambda: guarded.committed() == 2)
@@ -401,7 +401,7 @@ def test_options_that_cannot_be_end_it_with_a_hint(
     guarded = Guarded(apache.hosts, tmp_path, "options")
     done = flowkit("run", "guarded:app", env={**guarded.env, "GUARDED_OPTIONS": json.dumps(options)})
     assert done.code == 2, done.err
-    assert done.err.splitlines()[-1].startswith("flowkit: ")
+    assert done.err.startswith("flowkit: the settings have") or done.err.splitlines()[-1].startswith("flowkit: ")
     assert hint in done.err.splitlines()[-1]
     assert "Traceback" not in done.err
 

@@ -156,7 +156,7 @@ def test_hosts_under_another_name_are_found_out(write: Write) -> None:
         @app.topic("numbers")
         def handle(number): ...
     """)
-    assert mistake(flowkit("run", "app", cwd=folder), 2).endswith("; did you mean it with 'host'?")
+    assert "FLOWKIT_KAFKA_HOSTS; did you mean it with 'host'?" in mistake(flowkit("run", "app", cwd=folder), 2)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,8 @@ def test_hosts_under_another_name_are_found_out(write: Write) -> None:
 def test_an_option_that_the_client_does_not_know_comes_with_a_hint(name: str, near: str, write: Write) -> None:
     folder = write(f"app = Flowkit('x', kafka={{'hosts': '127.0.0.1:1', '{name}': 1}})")
     assert mistake(flowkit("send", "app", "numbers", "1", cwd=folder), 2) == (
-        f"kafka.{name}: there is no such setting, or option of kafka-python; did you mean '{near}'?"
+        "the settings have a mistake:\n"
+        f"  - kafka.{name}: there is no such setting, or option of kafka-python; did you mean '{near}'?"
     )
 
 

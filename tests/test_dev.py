@@ -115,7 +115,9 @@ def test_the_shop_works_from_end_to_end_and_ends_with_ctrl_c(log: Path, wait_for
         dev.signal(signal.SIGINT)
         assert dev.wait(10) == 0
         wait_for(lambda: not dev.alive(), 5, "the end of every process")
-    assert all(re.match(r"   dev \| |   run \| |worker \| ", line) for line in dev.output.splitlines()), dev.output
+    names = {line.partition(" | ")[0].strip() for line in dev.output.splitlines()}
+    assert names == {"dev", "run", "worker", "invoices", "parcels", "alerts"}, dev.output
+    assert 'invoices | {"order":8,"total":2000.0}' in dev.output  # what arrives is shown
     assert any("started application=shop" in line for line in dev.lines_of("run"))
     assert dev.lines_of("worker")[0] == "worker | flowkit: working on default"
     assert dev.lines_of("dev")[-2:] == ["   dev | run stopped", "   dev | worker stopped"]

@@ -1075,3 +1075,47 @@ def test_a_dead_letter_of_a_tombstone_is_one(app: Flowkit) -> None:
 
 def test_abort_is_not_an_exception_that_a_handler_catches() -> None:
     assert not issubclass(Abort, Exception)
+
+
+# What a user should be told of, and what need not wait.
+
+
+def test_a_hook_that_cannot_read_its_payload_lets_the_message_go_on_to_its_queue() -> None:
+    app = make_app(inline=False)
+    seen: list[int] = []
+
+    @app.before_enqueue("orders")
+    def hook(order: int, message: Message) -> None:
+        seen.append(order)
+
+    @app.topic("orders")
+    def handle(order: int) -> None: ...
+
+    handling = app.handling("orders")
+    ticket = handling.admit(make_record(b"not a number"), 1, 0.0)
+    assert ticket is not None
+    assert handling.record(ticket[1]).value == b"not a number"  # it fails in the worker, alone
+    assert seen == []
+    with pytest.raises(PayloadError):
+        handling.handle(handling.message(handling.record(ticket[1]), 1, 0.0))
+
+
+@pytest.mark.parametrize("with_message", [False, True])
+def test_a_returned_value_that_goes_nowhere_is_said_once(
+    with_message: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app()
+    if with_message:
+
+        @app.topic("orders")
+        def handle(order: int, message: Message) -> dict[str, int]:
+            return {"lost": order}
+
+    else:
+
+        @app.topic("orders")
+        def handle_plain(order: int) -> dict[str, int]:
+            return {"lost": order}
+
+    assert run(app, b"1", b"2")[0] == 2
+    assert caplog.text.count("returns a value ({'lost': 1}), which goes nowhere: it declares no topic") == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowkit import ConfigurationError, Retry
+from flowkit import ConfigurationError, Flowkit, Retry
 from flowkit.route import OPTIONS, Declaration, Route, TopicOptions, check_name, check_options, name_mistake
 
 GOOD_NAMES = ["a", "orders", "orders.v2", "a-b_c.D9", "...", "-", "_", "9", "x" * 249]
@@ -177,3 +177,9 @@ def test_a_declaration_reads_as_what_it_allows(options: dict[str, bool], reads: 
     declaration = Declaration("invoices", **options)
 
     assert f"{declaration.when}, {declaration.how_many}" == reads
+
+
+def test_dead_letters_cannot_go_to_their_own_topic() -> None:
+    app = Flowkit("shop")
+    with pytest.raises(ConfigurationError, match="would come back for ever"):
+        app.topic("orders", dead_letter="orders")

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from flowkit import Flowkit, Retry, Settings, SettingsError
-from flowkit.settings import ConnectionPool, Kafka, Ssl, logger_of, masked, unknown_name
+from flowkit.settings import (
+    ConnectionPool,
+    Kafka,
+    Ssl,
+    logger_of,
+    masked,
+    unknown_name,
+    unknown_variables,
+)
 
 HOSTS = {"hosts": "127.0.0.1:9092"}
 SECRET = "hunter2"
@@ -458,3 +466,16 @@ def test_the_logger_is_the_one_given_or_that_of_flowkit() -> None:
 
     assert logger_of(load(logger=given)) is given
     assert logger_of(load()) is logging.getLogger("flowkit")
+
+
+def test_a_misspelt_variable_is_named_and_one_that_only_looks_like_ours_is_not() -> None:
+    environ = {
+        "FLOWKIT_KAFKA_SESION_TIMEOUT": "3",
+        "FLOWKIT_KAFKA_SERVICE_HOST": "10.0.0.1",  # as Kubernetes makes them
+        "FLOWKIT_KAFKA_HOSTS": "127.0.0.1:9092",
+        "FLOWKIT_APP": "shop:app",
+        "HOME": "/",
+    }
+    assert unknown_variables(environ) == [
+        "the environment variable FLOWKIT_KAFKA_SESION_TIMEOUT is no setting; did you mean FLOWKIT_KAFKA_SESSION_TIMEOUT?"
+    ]
