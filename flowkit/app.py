@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 from .coroutines import close_loop, finish
 from .dispatch import Abort, Handling, entry_of
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
-from .monitor import Monitor
+from .monitor import Guard, Monitor
 from .parsers import Json
 from .responses import Declarations, current, respond_with
 from .route import OPTIONS, Declaration, Handler, Route, TopicOptions, check_name, check_options, name_mistake
@@ -262,6 +262,11 @@ class Flowkit:
         if self._monitor is None:
             self._monitor = self.settings.monitor or Monitor(logger_of(self.settings))
         return self._monitor
+
+    @property
+    def events(self) -> Guard:
+        """The monitor as flowkit calls it: an error of the monitor's own is logged, and goes no further."""
+        return Guard(self.monitor)
 
     @property
     def producer(self) -> Producer:

@@ -55,6 +55,7 @@ class Track:
     done: int | None = None
     committed: int | None = None
     resume_at: float | None = None
+    handed: int = 0
     failed_at: int | None = None
     attempt: int = 1
     waits: int = 0
@@ -96,6 +97,8 @@ class Consumer:
         self.turned_at = time.monotonic()
         self._client: ConsumerClient | None = None
         self._new: list[Partition] = []
+        self._unmarked: set[Partition] = set()
+        self._confirmed: dict[Partition, int] = {}
         self._sent: list[tuple[Record, Response, Any]] = []
         self._received = 0.0
         self._poll_by = 0.0
@@ -115,6 +118,7 @@ class Consumer:
 
     def run(self) -> None:
         """Turns until ``stop``; a broken client is replaced. Raises ``ConfigurationError`` where a new one would not help."""
+        self.producer.claim()
         try:
             while not self.stopping:
                 try:
@@ -126,6 +130,7 @@ class Consumer:
                     self._reconnect(error)
         finally:
             self._end()
+            self.producer.release()
             close_loop()
 
     def stop(self) -> None:
@@ -142,6 +147,8 @@ class Consumer:
         self._poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
         if self._new:
             self._welcome()
+        if self._unmarked:
+            self._learn_marks()
         queued: dict[Partition, Sequence[Record]] = {}
         for partition, records in batch.items():
             if self.stopping:
@@ -155,6 +162,8 @@ class Consumer:
         self._settle()
         if self._commit_due():
             self.commit()
+        elif self._confirmed:
+            self._note_confirmed()
         self._resume_due()
 
     @property
@@ -281,12 +290,12 @@ class Consumer:
             # before all else, so that nothing is committed past it whatever breaks below
             self._track(partition).done = record.offset
         self._sent = []
+        if failed:
+            self.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
         for partition, (record, problem) in failed.items():
             track = self._track(partition)
             if self._failed(self.handlings[record.topic], track, record, problem):
                 self.client.seek(partition, record.offset + 1)
-        if failed:
-            self.producer.renew()
         return set(failed)
 
     # Failure: this partition alone waits, and the message is tried again, for ever or until its dead letter is sent.
@@ -381,9 +390,8 @@ class Consumer:
         except RedisUnavailable as error:
             self._redis_is_down(error, {partition: records[0].offset for partition, records in batch.items()})
             return
-        if self._redis_failures:
-            self.monitor.notice("recovered", message="Redis answers again", group=self.group)
-        self._redis_failures = 0
+        if moved:
+            self._redis_answers()
         if lost:  # nothing of the whole batch was queued
             for partition, records in batch.items():
                 self._go_back(partition, lost.get(partition, records[0].offset))
@@ -396,9 +404,19 @@ class Consumer:
                 record, problem = failed[partition]
                 if self._failed(self.handlings[partition.topic], track, record, problem):
                     self.client.seek(partition, record.offset + 1)
+                    self._pass(partition, record)
+
+    def _pass(self, partition: Partition, record: Record) -> None:
+        """Moves the mark past a message whose dead letter was sent, so that it is not behind the commit."""
+        if self.intake is not None:
+            try:
+                self.intake.put({}, {partition: record.offset + 1})
+            except RedisUnavailable as error:
+                logger.warning("group %s: a mark is not moved: %s", self.group, error)
 
     def _start_anew(self, partition: Partition, offset: int) -> None:
         """The topic was made anew while we read it: its offsets begin again, and what they name is new."""
+        self._track(partition).handed = 0
         if self.intake is not None:
             self.intake.rewind(partition, offset)
 
@@ -435,7 +453,9 @@ class Consumer:
                 if ticket is not None:
                     message, data = ticket
                     if message.worker is not None:
-                        message.worker.perform_async(handling.topic, params(handling.topic, data))
+                        if record.offset >= track.handed:  # else it was, before the rest of its batch failed
+                            message.worker.perform_async(handling.topic, params(handling.topic, data))
+                            track.handed = record.offset + 1
                     elif self.intake is not None:
                         admitted.append(Admitted(record.offset, handling, message.queue or handling.queue, data))
                     else:
@@ -448,7 +468,7 @@ class Consumer:
             attempt = 1
         return len(records), None
 
-    def _redis_is_down(self, error: RedisUnavailable, firsts: Mapping[Partition, int]) -> None:
+    def _tell_redis_is_down(self, error: RedisUnavailable) -> float:
         self._redis_failures += 1
         delay = RECONNECT.delay(self._redis_failures)
         self.monitor.notice_error(
@@ -456,6 +476,15 @@ class Consumer:
             error,
             message=f"group {self.group!r}: {error}; trying again in {delay:.1f} s, nothing is lost",
         )
+        return delay
+
+    def _redis_answers(self) -> None:
+        if self._redis_failures:
+            self.monitor.notice("recovered", message="Redis answers again", group=self.group)
+        self._redis_failures = 0
+
+    def _redis_is_down(self, error: RedisUnavailable, firsts: Mapping[Partition, int]) -> None:
+        delay = self._tell_redis_is_down(error)
         for partition, offset in firsts.items():
             track = self._track(partition)
             if track.resume_at is None:
@@ -497,11 +526,17 @@ class Consumer:
         for partition, offset in offsets.items():
             if partition in self.tracks:
                 self.tracks[partition].committed = offset
-        queued = {p: offset for p, offset in offsets.items() if not self.handlings[p.topic].inline}
+        self._confirmed.update(offsets)
+        self._note_confirmed()
+
+    def _note_confirmed(self) -> None:
+        """Notes in Redis what Kafka has confirmed, here and in rebalances."""
+        confirmed, self._confirmed = self._confirmed, {}
+        queued = {p: offset for p, offset in confirmed.items() if not self.handlings[p.topic].inline}
         if queued and self.intake is not None:
             self.intake.remember(queued)
 
-    # Rebalances. These three come from within a poll or a close, maybe on the client's own thread.
+    # Rebalances. These four come from within a poll or a close, maybe on the client's own thread.
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
         self._new.extend(partition for partition in partitions if partition not in self.tracks)
@@ -513,6 +548,9 @@ class Consumer:
         self._forget(partitions)
         return offsets
 
+    def confirmed(self, offsets: Mapping[Partition, int]) -> None:
+        self._confirmed.update(offsets)
+
     def lost(self, partitions: Sequence[Partition]) -> None:
         logger.warning("group %s lost %s; what was not committed comes again", self.group, places(partitions))
         self._forget(partitions)
@@ -521,6 +559,7 @@ class Consumer:
         for partition in partitions:
             self.tracks.pop(partition, None)
         self._new = [partition for partition in self._new if partition not in partitions]
+        self._unmarked.difference_update(partitions)
         if self.intake is not None:
             self.intake.forget(partitions)
 
@@ -528,14 +567,29 @@ class Consumer:
         """Starts to track the partitions that were assigned in this poll, before their first record is touched."""
         new = self._new
         self.monitor.notice("assigned", group=self.group, partitions=places(new))
-        if self.intake is not None:
-            queued = [partition for partition in new if not self.handlings[partition.topic].inline]
-            if queued:
-                self.intake.welcome(queued, self.client)
         for partition in new:
             self.tracks[partition] = Track()
             self.client.resume(partition)  # the client keeps the pause of a partition that leaves and comes back
+            if self.intake is not None and not self.handlings[partition.topic].inline:
+                self._unmarked.add(partition)
         self._new = []
+
+    def _learn_marks(self) -> None:
+        """Asks Redis up to where partitions have been queued, before their first record is touched. If it does not answer,
+        they wait, and the others go on."""
+        partitions = sorted(self._unmarked)
+        if self.intake is None or any(self.tracks[partition].resume_at is not None for partition in partitions):
+            return
+        try:
+            self.intake.welcome(partitions, self.client)
+        except RedisUnavailable as error:
+            delay = self._tell_redis_is_down(error)
+            for partition in partitions:
+                self.client.pause(partition)
+                self.tracks[partition].resume_at = time.monotonic() + delay
+        else:
+            self._redis_answers()
+            self._unmarked.clear()
 
     # Trouble and the end.
 
@@ -564,8 +618,10 @@ class Consumer:
                 client.close(timeout)
             except Exception as error:
                 logger.warning("group %s: closing its client failed: %r", self.group, error)
+        self._note_confirmed()
         self.tracks.clear()
         self._new = []
+        self._unmarked.clear()
         self._sent = []
 
     def _end(self) -> None:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import orjson
+
 from .coroutines import finish
 from .errors import ConfigurationError, ParserError, QueueError, ResponseError, ResponseMissing
 from .interchangers import Plain, pack, unpack
@@ -250,6 +252,8 @@ class Handling:
             data = self.interchanger.load(value)
             if isinstance(data, bytes):
                 data = {LOADED_BYTES: pack(data)}
+            elif self.interchanger is not Plain:
+                _check_json(self.interchanger, data)
         headers = [[name, pack(item)] for name, item in record.headers]
         return [record.partition, record.offset, record.timestamp, received, pack(record.key), headers, data]
 
@@ -293,6 +297,14 @@ class Handling:
                 finish(hook(error, message))
             except (Exception, Abort):
                 logger.exception("an after_failure hook failed itself, for %s", place(record))
+
+
+def _check_json(interchanger: Any, data: Any) -> None:
+    """Raises ``QueueError`` for what a job could not hold, here, where it is known which message it is."""
+    try:
+        orjson.dumps(data)
+    except TypeError as error:
+        raise QueueError(f"what {interchanger!r} made of the value is not JSON: {error}") from error
 
 
 class Admitted(NamedTuple):

@@ -36,16 +36,12 @@ Marks = dict[Partition, int | None]
 
 
 # A message is queued once, though Kafka may deliver it twice: the jobs of a batch and the mark behind its last message
-# move together, and only if the marks are still those the batch was cut by.
+# move together, and only if the marks are still those the batch was cut by. The marks move last: Redis does not undo what
+# a script did before an error, and messages queued twice are better than lost ones.
 ENQUEUE = """
 local at = 2
 for _ = 1, tonumber(ARGV[1]) do
   if (redis.call('HGET', KEYS[1], ARGV[at]) or '') ~= ARGV[at + 1] then return 0 end
-  at = at + 3
-end
-at = 2
-for _ = 1, tonumber(ARGV[1]) do
-  redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 2])
   at = at + 3
 end
 while at <= #ARGV do
@@ -55,6 +51,11 @@ while at <= #ARGV do
   redis.call('SADD', KEYS[2], ARGV[at + 1])
   redis.call('SADD', KEYS[3], ARGV[at + 1])
   at = at + 4 + fields
+end
+at = 2
+for _ = 1, tonumber(ARGV[1]) do
+  redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 2])
+  at = at + 3
 end
 return 1
 """
@@ -155,8 +156,10 @@ class Intake:
                 self.rewind(partition, committed)
                 continue
             self._queued[partition] = mark.queued
-            if mark.queued is not None and committed is not None and mark.queued < committed:
-                self._tell_loss(partition, mark.queued, committed, "or its route ran inline meanwhile")
+            if committed and (mark.queued is None or mark.queued < committed):
+                self._tell_loss(partition, mark.queued, committed, "or its route ran inline before")
+                self._queued[partition] = committed  # and said once: the next batch moves the mark
+                self.job_queue.rewind(self.group, partition, committed)
 
     def forget(self, partitions: Iterable[Partition]) -> None:
         """These partitions have gone to somebody else."""
@@ -181,11 +184,11 @@ class Intake:
         while True:
             packs: dict[tuple[str, str], Pack] = {}
             ahead: dict[Partition, int] = {}
-            for partition, items in admitted.items():
+            for partition, end in moved.items():
                 queued = self._queued.get(partition) or 0
-                if moved.get(partition, 0) > queued:
-                    ahead[partition] = moved[partition]
-                for offset, handling, queue, entry in items:
+                if end > queued:
+                    ahead[partition] = end
+                for offset, handling, queue, entry in admitted.get(partition, ()):
                     if offset >= queued:
                         pack = packs.get((handling.topic, queue))
                         if pack is None:
@@ -219,7 +222,7 @@ class Intake:
     def _tell_loss(self, partition: Partition, mark: int | None, known: int, unless: str = "") -> None:
         place = places([partition])
         if mark is None:
-            what = f"Redis has lost its data: jobs of {place} before offset {known} may be gone"
+            what = f"Redis knows nothing of {place}, though jobs went up to offset {known}: it lost its data"
         else:
             what = (
                 f"Redis knows jobs of {place} up to offset {mark} only, though they went up to {known}: it lost data"

@@ -7,7 +7,6 @@ from typing import Any
 
 LEVELS = {
     "started": logging.INFO,
-    "stopping": logging.INFO,
     "stopped": logging.INFO,
     "assigned": logging.INFO,
     "revoked": logging.INFO,
@@ -17,13 +16,15 @@ LEVELS = {
 }
 
 
+logger = logging.getLogger(__name__)
+
 EXTRA = ("topic", "partition", "offset", "group", "job", "count")
 
 
 class Monitor:
     """Events of one application.
 
-    ``notice(event, **details)`` for what happened: started, stopping, stopped, assigned, revoked, rewound, consumed, queued,
+    ``notice(event, **details)`` for what happened: started, stopped, assigned, revoked, rewound, consumed, queued,
     performed, dead_letter. Counts are per batch, not per message. ``notice_error(event, error, **details)`` for
     what failed: handler, delivery, queue, broker.
     """
@@ -40,6 +41,25 @@ class Monitor:
         message = details.pop("message", None) or f"{event} failed {_words(details)}: {type(error).__name__}: {error}"
         traceback = error if details.pop("traceback", False) else None
         self.logger.error(message, exc_info=traceback, extra=_extra(event, details))
+
+
+class Guard:
+    """A monitor whose own errors are logged and go no further: what tells of messages must not stop them."""
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+
+    def notice(self, event: str, **details: Any) -> None:
+        try:
+            self._monitor.notice(event, **details)
+        except Exception:
+            logger.exception("the monitor failed at notice(%r)", event)
+
+    def notice_error(self, event: str, error: BaseException, **details: Any) -> None:
+        try:
+            self._monitor.notice_error(event, error, **details)
+        except Exception:
+            logger.exception("the monitor failed at notice_error(%r, %r)", event, error)
 
 
 def _words(details: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,12 +15,15 @@ from .parsers import Json
 from .responses import Response, response
 from .settings import Settings
 
+logger = logging.getLogger(__name__)
+
 FLUSH_TIMEOUT = 35.0
 """Seconds to wait for the broker: a little longer than a client's own time for one delivery."""
 
 
 class Producer:
-    """The producers of one process: as many as ``connection_pool.size`` says, made when first needed.
+    """The producers of one process: one for each consumer's thread, and for the others as many as ``connection_pool.size``
+    says, made when first needed.
 
     A Kafka client made before a fork is dead in the child, so each process makes its own.
     """
@@ -27,7 +31,7 @@ class Producer:
     def __init__(self, settings: Callable[[], Settings], make: MakeProducer) -> None:
         self._settings = settings
         self._make = make
-        self._clients: dict[tuple[int, int], ProducerClient] = {}
+        self._clients: dict[tuple[int, int | str], ProducerClient] = {}
         self._lock = threading.Lock()
         self._thread = threading.local()
         self._turn = itertools.count()
@@ -36,7 +40,7 @@ class Producer:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
 
-    def _slot(self) -> tuple[int, int]:
+    def _slot(self) -> tuple[int, int | str]:
         index = getattr(self._thread, "index", None)
         if index is None:
             index = self._thread.index = next(self._turn) % self._settings().connection_pool.size
@@ -96,10 +100,27 @@ class Producer:
         return self._client.outcome(delivery)
 
     def renew(self) -> None:
-        """Throws this thread's client away, so that the next send makes a new one: after a fatal error."""
+        """Throws this thread's client away, so that the next send makes a new one: after a fatal error.
+
+        Deliveries that other threads have under way with it fail, and are tried again.
+        """
         client = self._clients.pop(self._slot(), None)
         if client is not None:
-            client.close(0)
+            try:
+                client.close(0)
+            except Exception as error:  # it is given up because it does not work
+                logger.debug("closing a producer failed: %r", error)
+
+    def claim(self) -> None:
+        """Gives this thread a client of its own: a consumer's must not suffer from what another group sends."""
+        self._thread.index = f"own-{threading.get_ident()}"
+
+    def release(self) -> None:
+        """Closes the client that this thread claimed."""
+        client = self._clients.pop(self._slot(), None)
+        self._thread.index = None
+        if client is not None:
+            client.close(2.0)
 
     def close(self, timeout: float = 5.0) -> None:
         """Closes the clients of this process; those of a parent process are only forgotten, never touched."""

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+LOOK_EVERY = 0.2
+"""Seconds between looks at the consumers' threads, and so what a stop may take longer than they do."""
+
+
 class Server:
     """The consumers of one application in one process."""
 
@@ -33,7 +37,7 @@ class Server:
         self._make_client = make_client
         self._consumers: list[Consumer] = []
         self._threads: list[threading.Thread] = []
-        self._stopping = threading.Event()
+        self._stopping = False  # not an Event: a signal handler that sets one may wait for itself
         self._failed = False
         self._refused: ConfigurationError | None = None
         self._signalled = False
@@ -56,14 +60,15 @@ class Server:
         upkeep = self._make_upkeep()
         self._install_signals()
         groups = ", ".join(consumer.group for consumer in self._consumers)
-        app.monitor.notice("started", application=app.settings.name, groups=groups, pid=os.getpid())
+        app.events.notice("started", application=app.settings.name, groups=groups, pid=os.getpid())
         for consumer in self._consumers:
             thread = threading.Thread(
                 target=self._consume, args=(consumer,), name=f"flowkit-{consumer.group}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
-        while not self._stopping.wait(0.5):
+        while not self._stopping:
+            time.sleep(LOOK_EVERY)
             self._watch()
         clean = self._join()
         if upkeep is not None:
@@ -71,7 +76,7 @@ class Server:
             upkeep.join(2.0)
         if clean:
             app.stop()
-        app.monitor.notice("stopped", application=app.settings.name, clean=clean and not self._failed)
+        app.events.notice("stopped", application=app.settings.name, clean=clean and not self._failed)
         if self._refused is not None:
             raise self._refused
         return 0 if clean and not self._failed else 1
@@ -80,7 +85,7 @@ class Server:
         """Asks every consumer to end after the message in hand. Safe to call from a signal handler."""
         for consumer in self._consumers:
             consumer.stop()
-        self._stopping.set()
+        self._stopping = True
 
     def _make_consumers(self) -> list[Consumer]:
         app = self.app
@@ -98,7 +103,7 @@ class Server:
 
             make_client = KafkaConsumer
         return [
-            Consumer(group, handlings, app.settings, app.monitor, app.producer, make_client, job_queue)
+            Consumer(group, handlings, app.settings, app.events, app.producer, make_client, job_queue)
             for group, handlings in groups.items()
         ]
 
@@ -125,7 +130,7 @@ class Server:
         finally:
             if not consumer.stopping:
                 self._failed = True
-            self._stopping.set()  # one group alone must not go on as if nothing had happened
+            self._stopping = True  # one group alone must not go on as if nothing had happened
 
     def _install_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():

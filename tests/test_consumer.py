@@ -1233,7 +1233,7 @@ def test_marks_that_were_flushed_away_are_said_aloud_and_the_rest_goes_on(
     loop.put("a", 3)
     loop.turn(after=1)
     assert redis.jobs == jobs(0, 1, 2)
-    assert "Redis has lost its data: jobs of a[0] before offset 2 may be gone" in caplog.text
+    assert "Redis knows nothing of a[0], though jobs went up to offset 2: it lost its data" in caplog.text
     assert "set the offsets of group g back" in caplog.text
 
 
@@ -1266,7 +1266,21 @@ def test_a_mark_behind_the_commit_is_said_aloud_at_the_start(clock: Clock, caplo
     loop.turn()
     assert redis.jobs == jobs(3)
     assert "Redis knows jobs of a[0] up to offset 1 only" in caplog.text
-    assert "ran inline meanwhile; to queue them again, set the offsets of group g back" in caplog.text
+    assert "ran inline before; to queue them again, set the offsets of group g back" in caplog.text
+    # and it is said once
+    caplog.clear()
+    Loop(queued_app(), clock, redis, broker=loop.broker).turn()
+    assert caplog.text == ""
+
+
+def test_a_redis_without_marks_is_said_aloud_at_the_start(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.broker.commits["g"][A] = 2
+    loop.turn()
+    assert redis.jobs == jobs(2)
+    assert "Redis knows nothing of a[0], though jobs went up to offset 2" in caplog.text
 
 
 def test_the_mark_is_not_behind_the_commit_where_no_job_came_of_the_messages(
@@ -1328,15 +1342,103 @@ def test_a_reply_of_redis_that_got_lost_queues_nothing_twice(clock: Clock) -> No
 
 def test_redis_that_is_away_when_partitions_come_loses_nothing(clock: Clock) -> None:
     redis = Redis()
-    redis.down = 1
-    loop = Loop(queued_app(), clock, redis)
+    redis.down = 3
+    redis.queued[A] = 1
+    app = queued_app()
+    seen: list[int] = []
+    app.add_topic("b", lambda value: seen.append(value), inline=True)
+    loop = Loop(app, clock, redis)
     loop.put("a", 1, 2)
-    with pytest.raises(RedisUnavailable):
-        loop.turn()
-    loop.consumer._reconnect(RedisUnavailable("away"))
-    assert loop.committed("a") is None
+    loop.put("b", 7)
+    client = loop.client
     loop.turn()
-    assert redis.jobs == jobs(0, 1)
+    # The messages that need no Redis go on, with the same client
+    assert seen == [7]
+    assert loop.committed("a") is None
+    loop.turn(6, after=20)
+    assert redis.jobs == jobs(1)
+    assert (loop.committed("a"), loop.client) == (2, client)
+    assert loop.events.count("recovered") == 1
+
+
+def test_a_custom_worker_does_not_get_a_message_again_because_redis_is_away(clock: Clock) -> None:
+    got: list[int] = []
+
+    class Elsewhere:
+        @staticmethod
+        def perform_async(topic: str, params: Mapping[str, Any]) -> None:
+            got.append(params["offset"])
+
+    redis = Redis()
+    app = queued_app()
+
+    @app.before_enqueue("a")
+    def choose(value: int, message: Message) -> None:
+        if value < 10:
+            message.worker = Elsewhere
+
+    loop = Loop(app, clock, redis)
+    loop.turn()
+    redis.down = 5
+    loop.put("a", 1, 2, 10, 3)
+    loop.turn(20, after=20)
+    assert got == [0, 1, 3]
+    assert redis.jobs == jobs(2)
+    assert loop.committed("a") == 4
+
+
+def test_a_dead_letter_leaves_no_mark_behind_the_commit(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    redis = Redis()
+    app = queued_app(retry=1, dead_letter="dead")
+
+    @app.before_enqueue("a")
+    def fail(value: int) -> None:
+        if value == 3:
+            raise ValueError("three")
+
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    loop.turn(after=1)
+    assert (loop.committed("a"), redis.queued[A]) == (3, 3)
+
+
+def test_what_is_committed_in_a_rebalance_is_noted_so_that_a_rewind_behind_it_is_seen(clock: Clock) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(), clock, redis)
+    loop.turn()
+    loop.consumer._commit_at = clock.now + HOUR  # nothing is committed but what a rebalance does
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    assert loop.committed("a") is None
+    loop.consumer.stop()
+    loop.consumer.run()
+    assert (loop.committed("a"), redis.noted) == (3, {A: 3})
+    loop.broker.commits["g"][A] = 1
+    Loop(queued_app(), clock, redis, broker=loop.broker).turn()
+    assert redis.jobs == jobs(0, 1, 2, 1, 2)
+
+
+def test_what_an_interchanger_makes_no_json_of_stops_its_own_partition_only(clock: Clock) -> None:
+    class Odd:
+        @staticmethod
+        def load(value: bytes) -> Any:
+            return "\ud800" if value == b"2" else value.decode()
+
+        @staticmethod
+        def parse(data: Any) -> bytes:
+            return str(data).encode()
+
+    redis = Redis()
+    app = queued_app(interchanger=Odd)
+    app.add_topic("b", lambda value: None)
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.put("b", 4)
+    loop.turn()
+    assert redis.jobs == [("a", 0, 0), ("b", 0, 0)]
+    assert loop.committed("a") == 1
+    assert "not JSON" in loop.events.errors[-1][2]
 
 
 def test_redis_that_is_away_after_a_commit_changes_nothing(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from commands import flowkit, read_topic
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from processes import Process
 from servers import ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 
@@ -127,8 +127,27 @@ def test_a_response_to_a_missing_topic_is_named_and_its_message_kept(
         apache.create_topic(out)
         wait_for(lambda: guarded.committed() == 2)
         assert process.stop() == 0
-    assert [json.loads(record.value) for record in read_topic(apache.hosts, out, 1)] == [{"n": 0}]
+    assert [json.loads(record.value) for record in read_topic(apache.hosts, out, 1)] == [{"n": 0, "padding": ""}]
     assert guarded.noted()[-1] == 1
+
+
+def test_a_response_that_kafka_refuses_for_good_leads_to_a_dead_letter(
+    apache: Kafka, guarded: Guarded, topic: MakeTopic, wait_for: WaitFor
+) -> None:
+    # Given a topic that takes small messages only
+    out, dead = guarded.env["GUARDED_OUT"], topic("dead")
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=apache.hosts)) as admin:
+        configs = {"max.message.bytes": "300"}
+        admin.create_topics({out: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
+    guarded.put({"n": 0, "respond": True}, {"n": 1, "respond": True, "size": 1_000}, {"n": 2, "respond": True})
+    # Then the message whose response is too large becomes a dead letter, and the others are answered
+    with guarded.run(GUARDED_DEAD=dead) as process:
+        wait_for(lambda: guarded.committed() == 3)
+        assert process.stop() == 0
+    letters = read_topic(apache.hosts, dead, 1)
+    assert [json.loads(record.value)["n"] for record in letters] == [1]
+    assert b"MessageSizeTooLarge" in dict(letters[0].headers)["kafka_dlt-exception-message"]
+    assert {json.loads(record.value)["n"] for record in read_topic(apache.hosts, out, 2)} == {0, 2}
 
 
 # Stopping.

@@ -9,7 +9,7 @@ import pytest
 
 from flowkit import Flowkit, Monitor
 
-LOUD = ["started", "stopping", "stopped", "assigned", "revoked"]
+LOUD = ["started", "stopped", "assigned", "revoked", "recovered"]
 QUIET = ["consumed", "queued", "performed", "something of tomorrow"]
 WARNING = ["rewound", "dead_letter"]
 
@@ -121,3 +121,18 @@ def test_an_application_tells_the_monitor_it_was_given() -> None:
 
     assert app.monitor is memory
     assert memory.events == [("queued", {"count": 1}), ("queue", error, {})]
+
+
+def test_a_monitor_that_fails_itself_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def notice(self, event: str, **details: Any) -> None:
+            raise OSError("no network")
+
+        def notice_error(self, event: str, error: BaseException, **details: Any) -> None:
+            raise OSError("no network")
+
+    app = Flowkit("shop", monitor=Broken())
+    app.events.notice("consumed", count=3)
+    app.events.notice_error("handler", ValueError("bad"))
+    assert "the monitor failed at notice('consumed')" in caplog.text
+    assert "the monitor failed at notice_error('handler', ValueError('bad'))" in caplog.text

@@ -26,6 +26,9 @@ class Rebalance(Protocol):
     def revoked(self, partitions: Sequence[Partition]) -> Offsets:
         """These partitions go to somebody else: gives the offsets to commit before they do."""
 
+    def confirmed(self, offsets: Offsets) -> None:
+        """Kafka has taken the offsets that ``revoked`` gave."""
+
     def lost(self, partitions: Sequence[Partition]) -> None:
         """These partitions went to somebody else some time ago; nothing can be committed for them."""
 

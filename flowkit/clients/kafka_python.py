@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -123,6 +124,7 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             return
         try:
             await self._consumer.commit_async(_kafka_offsets(offsets))
+            self._rebalance.confirmed(offsets)
         except kafka_errors.KafkaError as error:
             logger.warning("the offsets of revoked partitions were not committed; messages come again: %r", error)
 
@@ -229,10 +231,17 @@ class Producer:
         )
 
     def flush(self, timeout: float) -> None:
-        try:
-            self._producer.flush(timeout=timeout)
-        except kafka_errors.KafkaTimeoutError as error:
-            logger.warning("Kafka did not confirm every message within %g s: %s", timeout, error)
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                self._producer.flush(timeout=left)
+                return
+            except kafka_errors.KafkaTimeoutError:
+                break
+            except kafka_errors.KafkaError as error:  # a batch that was too large is sent again in parts
+                logger.debug("flushing once more: %r", error)
+                time.sleep(0.005)
+        logger.warning("Kafka did not confirm every message within %g s", timeout)
 
     def outcome(self, delivery: Any) -> DeliveryError | None:
         # flush() returns None even when a delivery failed, so each one is looked at

@@ -143,7 +143,9 @@ class Consumer:
 
     def close(self, timeout: float) -> None:  # noqa: ARG002
         if self._rebalance is not None and self.positions:
-            self.commit(self._rebalance.revoked(list(self.positions)))
+            offsets = self._rebalance.revoked(list(self.positions))
+            self.commit(offsets)
+            self._rebalance.confirmed(offsets)
         self.positions.clear()
         self.closed = True
 

@@ -19,7 +19,8 @@ app = Flowkit(
         "metadata_max_age_ms": 1_000,
         **json.loads(os.environ.get("GUARDED_OPTIONS", "{}")),
     },
-    retry=Retry(first=0.2, factor=1),
+    retry=Retry(attempts=2, first=0.2, factor=1) if "GUARDED_DEAD" in os.environ else Retry(first=0.2, factor=1),
+    dead_letter=os.environ.get("GUARDED_DEAD"),
     inline=True,
 )
 
@@ -42,5 +43,5 @@ def handle(order: dict) -> None:
         note("fail", number)
         raise ValueError(f"{number} is broken")
     if order.get("respond"):
-        app.respond_to(OUT, {"n": number})
+        app.respond_to(OUT, {"n": number, "padding": "x" * order.get("size", 0)})
     note("end", number)
