@@ -9,7 +9,8 @@ BIN = $(VENV)/bin
 .PHONY: demo test lint format types bench clean
 
 $(VENV)/.installed: setup.cfg setup.py
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowkit needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowkit needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	@echo "Installing into $(VENV), about half a minute:"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev,test]'

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer
-from .coroutines import close_loop
 from .dispatch import Admitted, Handling, Until, params
 from .errors import (
     BrokerUnavailable,
@@ -131,7 +130,6 @@ class Consumer:
         finally:
             self._end()
             self.producer.release()
-            close_loop()
 
     def stop(self) -> None:
         """Asks the loop to end after the message in hand. Safe to call from a signal handler."""

@@ -14,8 +14,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+LOOP_THREAD = "flowkit-asyncio"
+
 GRACE = 5.0
-"""Seconds that a cancelled coroutine, or the end of the loop, is waited for."""
+"""Seconds that a cancelled coroutine may take to end: what goes on for longer is named in the log."""
 
 
 def finish(result: Any) -> Any:
@@ -57,7 +59,8 @@ def run_async(coroutine: Any) -> Any:
         if not ended.is_set():
             loop.call(cancel)
             if not ended.wait(GRACE):
-                logger.error("a coroutine goes on, %g s after it was interrupted: %r", GRACE, coroutine)
+                logger.error("%r goes on, %g s after it was interrupted; waiting for its end", coroutine, GRACE)
+                ended.wait()  # its message must not be handled again meanwhile; a worker ends if this lasts
         raise
 
 
@@ -78,10 +81,10 @@ class _Loop:
         """Calls a function on the loop, in the context of the calling thread."""
         with self._lock:  # so that what is called before the end is part of it
             if self._loop is None:
-                runner = asyncio.Runner()
+                runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
                 self._loop = runner.get_loop()
                 self.thread = threading.Thread(
-                    target=self._run, args=(runner, self._loop), name="flowkit-asyncio", daemon=True
+                    target=self._run, args=(runner, self._loop), name=LOOP_THREAD, daemon=True
                 )
                 self.thread.start()
             self._loop.call_soon_threadsafe(function)
@@ -89,7 +92,7 @@ class _Loop:
     def _run(self, runner: asyncio.Runner, loop: asyncio.AbstractEventLoop) -> None:
         with runner:  # its end cancels what is left
             while self._loop is loop:
-                with contextlib.suppress(KeyboardInterrupt, SystemExit):  # whoever waits for the coroutine raises them
+                with contextlib.suppress(KeyboardInterrupt, SystemExit):  # whoever waits raises them
                     loop.run_forever()
 
     def close(self) -> None:

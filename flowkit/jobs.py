@@ -12,7 +12,7 @@ import pickle
 import secrets
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -24,7 +24,7 @@ from rq.job import Job
 from .dispatch import Abort, Entry, Handling
 from .errors import FlowkitError, QueueError, RedisUnavailable, is_passing
 from .message import Record, place
-from .producer import Producer
+from .producer import FLUSH_TIMEOUT, Producer
 
 if TYPE_CHECKING:
     from .app import Flowkit
@@ -36,12 +36,17 @@ imported. Attempts are counted apart from them, in the job's ``meta``, and begin
 """
 
 
-class Telling:
-    """Who logs the traceback of a message alone in its job: RQ's own workers do; in flowkit's, flowkit does."""
+class OwnWorker:
+    """What is so in a process of ``flowkit worker``; everywhere else, in a plain ``rq worker`` too, it stays as it is here."""
 
-    by_rq = True
+    application: Flowkit | None = None
+    """The one whose jobs it runs. A plain worker imports what each job names."""
+
+    stopping = False
+    """Whether it was asked to stop: then the message in hand is the last one."""
+
     told: BaseException | None = None
-    """What flowkit has logged last, and raises for RQ."""
+    """What flowkit has logged last and raises for RQ, which would log it once more."""
 
 
 SPLIT_AFTER = 2
@@ -65,9 +70,44 @@ class Envelope:
     @classmethod
     def loads(cls, data: bytes) -> Any:
         value = cls._TextOnly(io.BytesIO(data)).load()
-        if isinstance(value, tuple) and value[:1] != (PERFORM,):  # the function that RQ is to call
-            raise QueueError(f"a job asks for {value[:1]}; flowkit's jobs call {PERFORM} only")
-        return value
+        if value is None or isinstance(value, dict) or _is_call(value):  # a result, a job's meta, or its data
+            return value
+        asked = value[0] if isinstance(value, tuple) and value else type(value)
+        raise QueueError(f"a job asks for {str(asked)[:120]}; flowkit's jobs call {PERFORM} with one text only")
+
+
+def _is_call(value: object) -> bool:
+    if not (isinstance(value, tuple) and len(value) == 4):
+        return False
+    function, instance, args, kwargs = value
+    only_text = isinstance(args, tuple) and [type(arg) for arg in args] == [str]
+    return only_text and (function, instance, kwargs) == (PERFORM, None, {})
+
+
+class OwnJob(Job):
+    """A job as a process of flowkit takes it from Redis: it runs ``perform``, and nothing else that is named there.
+
+    Callbacks and webhooks are not followed, but they stay in Redis, so that a job of somebody else is unharmed.
+    """
+
+    @property
+    def func(self) -> Callable[[str], None]:
+        return perform
+
+    @property
+    def success_callback(self) -> None:
+        return None
+
+    @property
+    def failure_callback(self) -> None:
+        return None
+
+    @property
+    def stopped_callback(self) -> None:
+        return None
+
+    def send_webhooks(self, status: str, *, exc_string: str | None = None) -> None:
+        """Sends none."""
 
 
 def connect(settings: str | Mapping[str, Any]) -> redis.Redis:
@@ -144,14 +184,12 @@ def redis_errors() -> Iterator[None]:
 
 def perform(data: str) -> None:
     """What RQ runs: the messages of one job. Raises what a message alone in its job failed with, so that RQ retries it."""
-    from .locate import locate
-
     try:
         job = orjson.loads(data)
         reference, topic, attempt, entries = job["app"], job["topic"], job["attempt"], job["messages"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise QueueError(f"this job is not one of flowkit's: {data[:120]}") from error
-    app = locate(reference)
+    app = _application(reference)
     app.start()
     handling = app.handling(topic)
     current = get_current_job()
@@ -160,35 +198,66 @@ def perform(data: str) -> None:
         attempt = current.meta.get("attempt", attempt)
     left = RUNS.max if current is None or current.retries_left is None else current.retries_left
     if current is not None and not alone and left <= RUNS.max - SPLIT_AFTER:
-        _queue_alone(app, handling, current, [(entry, 0.0) for entry in entries], attempt)
+        _put_back(app, handling, current, [(entry, 0.0, attempt) for entry in entries], [], attempt)
         return
+    unbegun: list[Entry] = []
     if alone and left == 0 and handling.dead_letter and current is not None and not current.latest_result():
         # the last run that RQ gives it; not one that somebody asks for later, when it has failed
         attempt = max(attempt, handling.retry.attempts)
         failures = [_given_up(handling, entries[0])]
     else:
-        failures = run_entries(handling, app.producer, entries, attempt)
-    app.monitor.notice("performed", topic=topic, count=len(entries), failed=len(failures))
+        waiting = iter(entries)
+        failures = run_entries(handling, app.producer, _until_stop(waiting), attempt)
+        unbegun = list(waiting)
+    app.events.notice("performed", topic=topic, count=len(entries) - len(unbegun), failed=len(failures))
     rest = settle_failures(app, handling, failures, attempt, alone)
-    if not rest:
+    if not (rest or unbegun):
         return
     if alone:
         if current is not None:
-            _tell_rq(current, handling, attempt, passing=is_passing(rest[0].error))
-        Telling.told = rest[0].error
+            _tell_rq(current, handling, attempt, rest[0].error)
+        OwnWorker.told = rest[0].error
         raise rest[0].error
     if current is None:
         raise QueueError("a job of many messages can put its failed ones back only when RQ runs it")
-    waits = [(failure.entry, handling.retry.delay(attempt)) for failure in rest]
-    _queue_alone(app, handling, current, waits, attempt + 1)
+    wait = handling.retry.delay
+    again = [(failure.entry, wait(attempt), _next_attempt(attempt, failure.error)) for failure in rest]
+    _put_back(app, handling, current, again, unbegun, attempt)
 
 
-def _tell_rq(job: Job, handling: Handling, attempt: int, *, passing: bool) -> None:
+def _application(reference: str) -> Flowkit:
+    """The application of a job. What a job names is imported by plain workers only: flowkit's have theirs, and no other."""
+    from .locate import locate
+
+    own = OwnWorker.application
+    if own is None:
+        return locate(reference)
+    if reference != own.reference:
+        raise QueueError(
+            f"this job belongs to the application {str(reference)[:120]!r}, and this worker to {own.reference!r}: start"
+            " `flowkit run` and `flowkit worker` with the same reference, and give each application queues of its own"
+        )
+    return own
+
+
+def _until_stop(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The entries up to the one in hand when the worker is asked to stop; the others stay in ``entries``."""
+    for entry in entries:
+        yield entry
+        if OwnWorker.stopping:
+            return
+
+
+def _next_attempt(attempt: int, error: Exception) -> int:
+    return attempt if is_passing(error) else attempt + 1
+
+
+def _tell_rq(job: Job, handling: Handling, attempt: int, error: Exception) -> None:
     """Sets what RQ does with the job when its error is raised: it tries again after the route's wait, or gives up."""
-    if attempt >= handling.retry.attempts and not passing:
+    if attempt >= handling.retry.attempts and not is_passing(error):
         job.retries_left = 0
         return
-    job.meta["attempt"] = attempt if passing else attempt + 1
+    job.meta["attempt"] = _next_attempt(attempt, error)
     job.retries_left = RUNS.max + 1  # of which RQ takes one
     job.retry_intervals = [max(1, round(handling.retry.delay(attempt)))]
 
@@ -224,7 +293,7 @@ def run_entries(handling: Handling, producer: Producer, entries: Iterable[Entry]
         except Exception as error:
             failures.append(Failure(entry, record, error))
     if sent:
-        _restart_alarm(handling.job_timeout)
+        _restart_alarm(_flush_time(handling))
         producer.flush()
         failed = {id(failure.entry) for failure in failures}
         refused = False
@@ -242,41 +311,70 @@ def run_entries(handling: Handling, producer: Producer, entries: Iterable[Entry]
 def settle_failures(
     app: Flowkit, handling: Handling, failures: Sequence[Failure], attempt: int, alone: bool
 ) -> list[Failure]:
-    """Tells the hooks of each failure, sends the dead letters that are due, and gives those to be tried again."""
+    """Tells the hooks of each failure, sends the dead letters that are due, and gives those to be tried again.
+
+    Where a dead letter cannot be sent now, its failure is to be tried again because of that; where it never can, its failure
+    stays as it is.
+    """
     rest = []
+    told_by_rq = alone and OwnWorker.application is None  # RQ's own workers log the error that a job raises
     for failure in failures:
         _restart_alarm(handling.job_timeout)  # it has rung already where the message took too long
         last = attempt >= handling.retry.attempts and not is_passing(failure.error)
         where = place(failure.record) if failure.record else handling.topic
-        app.monitor.notice_error(
+        app.events.notice_error(
             "handler",
             failure.error,
             message=f"{where} failed, attempt {attempt} of {handling.retry.attempts}: "
             f"{type(failure.error).__name__}: {failure.error}",
-            traceback=attempt == 1 and not isinstance(failure.error, FlowkitError) and not (alone and Telling.by_rq),
+            traceback=attempt == 1 and not isinstance(failure.error, FlowkitError) and not told_by_rq,
             topic=handling.topic,
         )
         if failure.record is not None:
             handling.failed(failure.record, failure.error, attempt, failure.entry[3])
-        if last and handling.dead_letter and failure.record is not None:
-            app.producer.send_all([handling.dead(failure.record, failure.error, attempt)])
-            app.monitor.notice("dead_letter", topic=handling.dead_letter, message=where)
-        else:
+        if not (last and handling.dead_letter and failure.record is not None):
             rest.append(failure)
+            continue
+        _restart_alarm(_flush_time(handling))
+        try:
+            app.producer.send_all([handling.dead(failure.record, failure.error, attempt)])
+        except ShutDownImminentException:
+            raise
+        except Exception as problem:
+            message = f"the dead letter of {where} could not be sent: {problem}"
+            app.events.notice_error("delivery", problem, message=message, topic=handling.dead_letter)
+            rest.append(failure._replace(error=problem) if is_passing(problem) else failure)
+        else:
+            app.events.notice("dead_letter", topic=handling.dead_letter, message=where)
     return rest
 
 
-def _queue_alone(
-    app: Flowkit, handling: Handling, job: Job, waits: Iterable[tuple[Entry, float]], attempt: int
+def _put_back(
+    app: Flowkit,
+    handling: Handling,
+    job: Job,
+    alone: Iterable[tuple[Entry, float, int]],
+    unbegun: list[Entry],
+    attempt: int,
 ) -> None:
-    """Gives messages of a job a job each, due after so many seconds, for their attempt number ``attempt``."""
+    """Puts messages of a job back: those ``alone`` in a job each, with the seconds until then and their attempt number; the
+    ``unbegun`` ones as one job at the front of the queue.
+    """
     now = datetime.datetime.now(datetime.UTC)
     with redis_errors(), job.connection.pipeline() as pipe:
         queue = Queue(job.origin, connection=job.connection, serializer=Envelope)
-        for entry, wait in waits:
-            alone = make_job(queue, app.reference, handling, [entry], attempt)
-            queue.schedule_job(alone, now + datetime.timedelta(seconds=wait), pipeline=pipe)
+        for entry, wait, number in alone:
+            made = make_job(queue, app.reference, handling, [entry], number)
+            queue.schedule_job(made, now + datetime.timedelta(seconds=wait), pipeline=pipe)
+        if unbegun:
+            made = make_job(queue, app.reference, handling, unbegun, attempt)
+            queue._enqueue_job(made, pipeline=pipe, at_front=True)  # enqueue_job would need the pipeline for itself
         pipe.execute()
+
+
+def _flush_time(handling: Handling) -> float:
+    """Seconds for a flush, which ends by itself before: if the alarm broke it off, the whole job would be done again."""
+    return max(handling.job_timeout, FLUSH_TIMEOUT + 10)
 
 
 def _restart_alarm(seconds: float) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .clients import MakeConsumer
 from .consumer import Consumer
+from .coroutines import LOOP_THREAD
 from .dispatch import Handling
 from .errors import ConfigurationError
 
@@ -184,8 +185,11 @@ class Server:
 
 
 def _stack(thread: threading.Thread) -> str:
-    frame = sys._current_frames().get(thread.ident or 0)
-    return "".join(traceback.format_stack(frame)[-8:]) if frame else "(ended)"
+    """Where a thread is, and where the coroutines' thread is, for which it may be waiting."""
+    threads = [thread, *(other for other in threading.enumerate() if other.name == LOOP_THREAD)]
+    frames = sys._current_frames()
+    found = [(other.name, frames.get(other.ident or 0)) for other in threads]
+    return "\n".join(f"[{name}]\n{''.join(traceback.format_stack(f)[-8:])}" for name, f in found if f) or "(ended)"
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

@@ -62,9 +62,11 @@ def seconds(value: Any) -> float:
 
 def hosts(value: Any) -> tuple[str, ...]:
     parts: Iterable[Any] = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple | set | frozenset):
+    if not isinstance(parts, list | tuple | set | frozenset) or not all(isinstance(part, str) for part in parts):
         raise ValueError("expected a list of host:port, or one text with commas")
-    found = tuple(str(part).strip() for part in parts if str(part).strip())
+    found = tuple(part.strip() for part in parts if part.strip())
+    if any("@" in host for host in found):
+        raise ValueError("a host has no user and password in it: give sasl_plain_username and sasl_plain_password")
     for host in found:
         if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/]+)(:\d{1,5})?", host):
             raise ValueError(f"{host!r} is not host:port")
@@ -261,10 +263,13 @@ def _load(kind: type, given: Any, environ: Mapping[str, str], path: str, mistake
         try:
             values[name] = f.metadata["convert"](value)
         except ValueError as error:
-            shown = "" if name == "redis" or isinstance(value, Mapping) else f", got {value!r}"
-            mistake = re.sub(r"[^\s'\"\[]+@", "***@", f"{error}{shown}")  # a URL may hold a password
+            shown = f", got {value!r}" if name != "redis" and isinstance(value, str | int | float) else ""
+            mistake = IN_QUERY.sub(r"\1***", f"{error}{shown}")  # a URL may hold a password
+            mistake = re.sub(r"(?s)(['\"]).*@", r"\1***@", mistake)
             mistakes.append(f"{where}: {mistake}" + (f" (from {source})" if source == variable else ""))
     if any("rest" in f.metadata for f in fields(kind)):
+        if rest.pop("options", None) is not None:
+            mistakes.append(f"{path}options: write them directly into {path[:-1]}={{...}}, beside the settings")
         values["options"] = rest
     else:
         mistakes.extend(unknown_name(f"{path}{name}", name, known, "setting") for name in rest)
@@ -300,22 +305,22 @@ def _variables(kind: type, prefix: str) -> Iterable[str]:
 
 
 SECRET = re.compile(r"password|passwd|secret|token|sasl.jaas|credential|\bpem$", re.IGNORECASE)
+IN_QUERY = re.compile(r"([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+BEFORE_HOST = re.compile(r"://.*@", re.DOTALL)
 
 
 def masked(name: str, value: Any) -> str:
-    """``value`` as text, without the secrets in it: passwords of URLs, of dicts, and of options named like one."""
+    """``value`` as text, without the secrets in it: who logs in by a URL, and what is named like a password."""
     if SECRET.search(name) and value is not None:
         return "***"
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={masked(str(key), item)}" for key, item in value.items())
-    if isinstance(value, str) and "://" in value:
-        value = re.sub(r"(://[^/@:]*:)[^/?]*@", r"\1***@", value)
-        return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*", r"\1***", value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return ", ".join(masked(name, item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value)
+    text = str(value)
+    return BEFORE_HOST.sub("://***@", IN_QUERY.sub(r"\1***", text)) if "://" in text else text
 
 
 def _shown(settings: Any) -> str:

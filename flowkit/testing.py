@@ -102,7 +102,11 @@ class SendOptions(TypedDict, total=False):
 
 
 class Client:
-    """Sends messages to the handlers of ``app``. In a ``with`` block its startup and shutdown hooks run too."""
+    """Sends messages to the handlers of ``app``. In a ``with`` block its startup and shutdown hooks run too.
+
+    A message for a custom worker (``worker=`` of its route, or a hook's ``message.worker``) is really given to its
+    ``perform_async``, as in production: name one that only keeps what it is given, if a test is to reach nobody.
+    """
 
     def __init__(self, app: Flowkit) -> None:
         self.app = app

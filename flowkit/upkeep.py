@@ -14,7 +14,7 @@ from rq import Queue, Worker
 from rq.scheduler import RQScheduler
 
 from .errors import RedisUnavailable
-from .jobs import Envelope, connect, known_queues, redis_errors
+from .jobs import Envelope, OwnJob, connect, known_queues, redis_errors
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,9 @@ class Upkeep(threading.Thread):
         """Takes RQ's scheduler lock of each queue, and holds on to it."""
         names = sorted(known_queues(self.redis, self.application))
         if names != [queue.name for queue in self._queues]:
-            self._queues = [Queue(name, connection=self.redis, serializer=Envelope) for name in names]
+            self._queues = [
+                Queue(name, connection=self.redis, serializer=Envelope, job_class=OwnJob) for name in names
+            ]
             if self._scheduler is not None:
                 self._scheduler.release_locks()
             self._scheduler = (
@@ -106,6 +108,7 @@ class Upkeep(threading.Thread):
                 name="flowkit-upkeep",
                 connection=self.redis,
                 serializer=Envelope,
+                job_class=OwnJob,
                 prepare_for_work=False,
                 worker_ttl=15,
             )

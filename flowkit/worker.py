@@ -19,7 +19,7 @@ from rq.job import Job
 from rq.job_lifecycle import call_exception_handlers
 
 from .errors import FlowkitError, RedisUnavailable
-from .jobs import Envelope, Telling, connect, known_queues, redis_errors
+from .jobs import Envelope, OwnJob, OwnWorker, connect, known_queues, redis_errors
 from .retry import Retry
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ GRACE = 60.0
 IDLE = 60
 """Seconds that RQ waits for a job until it looks whether Redis is still there; its own default is 420."""
 
+MAX_HOOK_QUEUES = 32
+"""Processes for queues that hooks have made up; where they take the names from messages, there may be any number of them."""
+
 STOP = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -55,8 +58,14 @@ class Worker(SimpleWorker):
     time-out. This one does, from a thread, so it comes back within a minute.
     """
 
+    job_class = OwnJob
+
     forced = False
     """Whether a second signal has broken off the job in hand, which RQ then puts back."""
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        OwnWorker.stopping = True
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         try:
@@ -67,7 +76,7 @@ class Worker(SimpleWorker):
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """RQ logs the error of a job with all its frames; that of a message has been told by then."""
-        if exc_info[1] is not None and exc_info[1] is Telling.told:
+        if exc_info[1] is not None and exc_info[1] is OwnWorker.told:
             call_exception_handlers(self._exc_handlers, job, *exc_info)
         else:
             super().handle_exception(job, *exc_info)
@@ -113,13 +122,13 @@ def route_queues(app: Flowkit) -> list[str]:
 def run_worker(app: Flowkit, queue: str, *, burst: bool = False) -> int:
     """Works on one queue in this process until SIGTERM or SIGINT (or, with ``burst``, until it is empty)."""
     app.start()
-    Telling.by_rq = False
+    OwnWorker.application = app
     assert app.settings.redis is not None
     connection = connect(app.settings.redis)
     with redis_errors():
         connection.ping()
         worker = Worker(
-            [Queue(queue, connection=connection, serializer=Envelope)],
+            [queue],
             connection=connection,
             serializer=Envelope,
             log_job_description=False,
@@ -147,6 +156,7 @@ class Workers:
         self._start_at: dict[str, float] = {}
         self._ended: list[str] = []
         self._redis_away = False
+        self._told_full = False
         self._stopping = False
         self._code = 0
         self._alive = os.pipe()
@@ -188,9 +198,20 @@ class Workers:
         if self._redis_away:
             logger.info("Redis answers again")
         self._redis_away = False
-        for queue in found - set(self._pids.values()) - set(self._start_at) - set(self._ended):
+        known = {*self._pids.values(), *self._start_at, *self._ended}
+        new = sorted(found - known)
+        room = MAX_HOOK_QUEUES - len(known - set(route_queues(self.app)))
+        for queue in new[:room]:
             logger.info("working on queue %s too", queue)
             self._start_at[queue] = 0.0
+        if new[room:] and not self._told_full:
+            self._told_full = True
+            logger.error(
+                "hooks have sent messages to more than %d queues that no route names; the others, %s for example, are not"
+                " worked on here: give their names to a worker of their own with --queues. Said once.",
+                MAX_HOOK_QUEUES,
+                new[room],
+            )
 
     def _reap(self) -> None:
         for pid in list(self._pids):

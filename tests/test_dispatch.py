@@ -833,7 +833,7 @@ def test_what_is_no_error_of_the_handler_comes_out_of_the_loop(app: Flowkit) -> 
 # Coroutines.
 
 
-def test_coroutines_of_one_thread_share_their_loop(app: Flowkit) -> None:
+def test_the_coroutines_of_all_messages_share_their_loop(app: Flowkit) -> None:
     loops: list[Any] = []
 
     @app.topic("orders")
@@ -865,27 +865,6 @@ def test_the_error_of_a_coroutine_is_that_of_the_message(app: Flowkit) -> None:
 
     with pytest.raises(Boom):
         Client(app).send("orders", {})
-
-
-def test_a_coroutine_that_is_interrupted_is_cancelled_and_cleans_up() -> None:
-    seen: list[str] = []
-
-    async def work() -> None:
-        try:
-            asyncio.get_running_loop().call_soon(interrupt)
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            seen.append("cancelled")
-            raise
-        finally:
-            seen.append("cleaned up")
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_async(work())
-    assert seen == ["cancelled", "cleaned up"]
 
 
 def test_a_coroutine_that_is_cancelled_is_a_failure_of_its_message(app: Flowkit) -> None:

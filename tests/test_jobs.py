@@ -19,7 +19,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from rq import Queue, SimpleWorker
+from rq import Callback, Queue, SimpleWorker, Webhook
 from rq.job import Job
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry
 from rq.serializers import DefaultSerializer
@@ -27,7 +27,7 @@ from rq.serializers import DefaultSerializer
 from flowkit import Flowkit, Message, Retry
 from flowkit.clients.memory import Broker
 from flowkit.dispatch import Handling
-from flowkit.errors import QueueError, RedisUnavailable, RouteNotFound
+from flowkit.errors import DeliveryError, QueueError, RedisUnavailable, RouteNotFound
 from flowkit.intake import JobQueue, Mark, Marks, MarksMoved, Pack
 from flowkit.interchangers import Base64
 from flowkit.jobs import (
@@ -35,6 +35,7 @@ from flowkit.jobs import (
     RUNS,
     SPLIT_AFTER,
     Envelope,
+    OwnWorker,
     connect,
     known_queues,
     perform,
@@ -43,6 +44,7 @@ from flowkit.jobs import (
 from flowkit.message import Partition, PlainRecord
 from flowkit.producer import Producer
 from flowkit.upkeep import Upkeep
+from flowkit.worker import Worker
 
 AT_ONCE = Retry(attempts=3, first=0, jitter=0)
 HELD = signal.SIGINT, signal.SIGTERM, signal.SIGALRM
@@ -87,6 +89,10 @@ class Shop:
         """RQ's own worker, with nothing of ours set, until the queue is empty."""
         SimpleWorker([queue], connection=self.redis).work(burst=True, logging_level="ERROR")
 
+    def work_by_flowkit(self, queue: str = "default") -> None:
+        """The worker of `flowkit worker`, until the queue is empty. See the fixture ``own``."""
+        Worker([queue], connection=self.redis, serializer=Envelope).work(burst=True, logging_level="ERROR")
+
     def work_all(self, queue: str = "default") -> None:
         """The same, and all waits of retries pass at once."""
         self.work(queue)
@@ -116,6 +122,15 @@ class Shop:
 @pytest.fixture
 def shop(redis: Redis, redis_url: str) -> Iterator[Shop]:
     yield from _opened(Shop(redis, redis_url, retry=AT_ONCE))
+
+
+@pytest.fixture
+def own(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """The shop in a process of `flowkit worker`."""
+    monkeypatch.setattr(OwnWorker, "application", shop.app)
+    monkeypatch.setattr(OwnWorker, "stopping", False)
+    monkeypatch.setattr(OwnWorker, "told", None)
+    return shop
 
 
 def _opened(shop: Shop) -> Iterator[Shop]:
@@ -327,10 +342,136 @@ def test_an_envelope_refuses_everything_but_text(evil: Any) -> None:
         Envelope.loads(pickle.dumps((PERFORM, None, (evil,), {})))
 
 
-@pytest.mark.parametrize("function", ["os.system", "flowkit.jobs.connect", None])
-def test_an_envelope_refuses_a_job_that_calls_anything_else(function: str | None) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("os.system", None, ("true",), {}),
+        ("flowkit.jobs.connect", None, ("true",), {}),
+        (None, None, ("true",), {}),
+        ["os.system", None, ["true"], {}],
+        [PERFORM, None, ("true",), {}],
+        (PERFORM, "an instance", ("true",), {}),
+        (PERFORM, None, ["true"], {}),
+        (PERFORM, None, (), {}),
+        (PERFORM, None, ("true", "true"), {}),
+        (PERFORM, None, (b"true",), {}),
+        (PERFORM, None, ("true",), {"data": "true"}),
+        (PERFORM, None, ("true",)),
+        (),
+        "text",
+    ],
+)
+def test_an_envelope_refuses_a_job_that_calls_anything_else(call: Any) -> None:
     with pytest.raises(QueueError, match="flowkit's jobs call"):
-        Envelope.loads(Envelope.dumps((function, None, ("true",), {})))
+        Envelope.loads(Envelope.dumps(call))
+
+
+@pytest.mark.parametrize("value", [None, {}, {"attempt": 3}])
+def test_an_envelope_holds_results_and_meta(value: Any) -> None:
+    assert Envelope.loads(Envelope.dumps(value)) == value
+
+
+# What flowkit's own worker refuses.
+
+
+@pytest.mark.parametrize(
+    "data", [["CALL", None, ["x"], {}], {"CALL": 1, "": 2, "x": 3, "y": 4}, ("CALL", None, ("x",), {})]
+)
+def test_flowkits_worker_runs_nothing_but_flowkits_jobs(own: Shop, data: Any) -> None:
+    called = _recorder(own)
+    log_runs(own)
+    (job,) = own.enqueue("orders", b"1")
+    data = pickle.dumps(data, protocol=0).replace(b"CALL", f"{own.module.__name__}.call".encode())
+    own.redis.hset(job.key, mapping={"data": data, "retries_left": 0})
+    own.work_by_flowkit()
+    assert called == []
+    assert [failed.id for failed in own.failed()] == [job.id]
+
+
+def test_flowkits_worker_calls_nobody_back(own: Shop) -> None:
+    called = _recorder(own)
+    runs = log_runs(own, fail_on(1))
+    own.app.routes["orders"].retry = Retry(attempts=1)
+    for job in own.enqueue("orders", b"0", b"1"):
+        own.redis.hset(job.key, mapping=_callbacks(own))
+    own.work_by_flowkit()
+    assert runs == [(0, 1), (1, 1)]
+    assert len(own.failed()) == 1
+    assert called == []
+
+
+def test_a_job_of_somebody_else_fails_clearly_and_is_unharmed(own: Shop) -> None:
+    called = _recorder(own)
+    queue = Queue("default", connection=own.redis)
+    name = f"{own.module.__name__}.call"
+    job = queue.enqueue(name, 1, b=[2], meta={"made": types.SimpleNamespace()}, on_failure=Callback(name))
+    before = own.redis.hgetall(job.key)
+    own.work_by_flowkit()
+    (failed,) = own.failed()
+    result = failed.latest_result()
+    assert result is not None
+    assert f"a job asks for {name}; flowkit's jobs call {PERFORM}" in (result.exc_string or "")
+    assert called == []
+    after = own.redis.hgetall(job.key)
+    assert {field for field in before if before[field] != after.get(field)} <= {
+        b"status",
+        b"started_at",
+        b"ended_at",
+        b"last_heartbeat",
+        b"worker_name",
+    }
+    failed.requeue()
+    own.work()
+    assert called == [((1,), {"b": [2]})]
+    assert own.failed() == []
+
+
+def test_flowkits_worker_sends_no_webhooks(own: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(Webhook, "send", lambda *arguments, **options: sent.append(arguments))
+    log_runs(own)
+    for job in own.enqueue("orders", b"0"):
+        hook = Webhook("http://127.0.0.1:1/", "finished")
+        own.redis.hset(job.key, "webhooks", json.dumps([hook.to_dict()]))
+    own.work_by_flowkit()
+    assert sent == []
+
+
+def _recorder(shop: Shop) -> list[Any]:
+    """What the function ``call`` in the module of the shop is called with, if it is."""
+    called: list[Any] = []
+    shop.module.call = lambda *args, **options: called.append((args, options))  # type: ignore[attr-defined]
+    return called
+
+
+def _callbacks(shop: Shop) -> dict[str, str]:
+    """Fields of a job that would have RQ call it."""
+    return {f"{kind}_callback_name": f"{shop.module.__name__}.call" for kind in ("success", "failure", "stopped")}
+
+
+def test_flowkits_worker_imports_no_other_application(
+    own: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"other_{secrets.token_hex(4)}"
+    tmp_path.joinpath(f"{name}.py").write_text("raise ValueError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    runs = log_runs(own)
+    own.app.reference = f"{name}:app"
+    (job,) = own.enqueue("orders", b"1")
+    own.app.reference = f"{own.module.__name__}:app"
+    own.redis.hset(job.key, "retries_left", 0)
+    own.work_by_flowkit()
+    (failed,) = own.failed()
+    result = failed.latest_result()
+    assert result is not None
+    assert f"QueueError: this job belongs to the application '{name}:app'" in (result.exc_string or "")
+    assert runs == []
+    monkeypatch.setattr(OwnWorker, "application", None)  # a plain worker imports what jobs name
+    failed.requeue()
+    own.work()
+    result = failed.latest_result()
+    assert result is not None
+    assert (result.exc_string or "").splitlines()[-1] == "ValueError: imported"
 
 
 def test_every_byte_survives_the_queue(shop: Shop) -> None:
@@ -590,15 +731,30 @@ def test_a_dead_letter_that_kafka_refuses_is_sent_later(shop: Shop) -> None:
     runs = log_runs(shop, fail_on(0))
     shop.app.routes["orders"].dead_letter = "orders.dead"
     shop.app.routes["orders"].retry = Retry(attempts=1)
-    shop.broker.refuse = RuntimeError("no leader")
+    shop.broker.refuse = DeliveryError("no leader", passing=True)
     shop.enqueue("orders", b"0")
-    shop.work()
-    shop.bring_due()
+    for _ in range(RUNS.max + 2):  # longer than RQ alone would try
+        shop.work()
+        assert shop.failed() == []
+        assert shop.bring_due() == 1
     shop.broker.refuse = None
     shop.work_all()
     assert len(shop.broker.records("orders.dead")) == 1
-    assert runs == [(0, 1), (0, 1)]
+    assert runs == [(0, 1)] * (RUNS.max + 3)
     assert shop.failed() == []
+
+
+def test_a_message_whose_dead_letter_can_never_be_sent_fails_for_its_own_reason(shop: Shop) -> None:
+    log_runs(shop, fail_on(0))
+    shop.app.routes["orders"].dead_letter = "orders.dead"
+    shop.app.routes["orders"].retry = Retry(attempts=1)
+    shop.broker.refuse = RuntimeError("too large")
+    shop.enqueue("orders", b"0")
+    shop.work_all()
+    (failed,) = shop.failed()
+    result = failed.latest_result()
+    assert result is not None
+    assert (result.exc_string or "").splitlines()[-1] == "ValueError: no 0"
 
 
 def test_a_route_with_one_attempt_fails_once(shop: Shop) -> None:
@@ -636,6 +792,23 @@ def test_a_response_that_kafka_refuses_fails_only_its_message(shop: Shop) -> Non
     shop.work_all()
     assert attempts == [(0, 1), (1, 1), (2, 1), (1, 2)]
     assert [record.value for record in shop.broker.records("invoices")] == [b"0", b"2", b"1"]
+
+
+def test_kafkas_absence_is_no_attempt_of_a_message_in_a_pack(shop: Shop) -> None:
+    @shop.app.topic("orders")
+    @shop.app.responds_to("invoices")
+    def bill(order: int, message: Message) -> list[int]:
+        if order == 1:
+            raise ValueError("no")
+        return [order, message.attempt]
+
+    shop.broker.refuse = DeliveryError("no answer", passing=True)
+    shop.enqueue("orders", b"0", b"1")
+    shop.work()
+    assert {offsets_of([job])[0]: data_of(job)["attempt"] for job in shop.scheduled()} == {0: 1, 1: 2}
+    shop.broker.refuse = None
+    shop.work_all()
+    assert [record.value for record in shop.broker.records("invoices")] == [b"[0,1]"]
 
 
 def test_after_a_refusal_a_new_producer_is_made(shop: Shop) -> None:
@@ -715,6 +888,57 @@ def test_a_failure_hook_is_timed_too(shop: Shop) -> None:
     shop.work_all()
     assert [error.partition("(")[0] for error in ended] == ["JobTimeoutException"]
     assert runs == [(0, 1), (0, 2)]
+
+
+def test_a_flush_may_take_longer_than_a_message(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken off, it would have the whole job done again, with all that is sent already."""
+    flush = Producer.flush
+
+    def slowly(producer: Producer) -> None:
+        threading.Event().wait(0.6)
+        flush(producer)
+
+    monkeypatch.setattr(Producer, "flush", slowly)
+    runs: list[Any] = []
+
+    @shop.app.topic("orders", job_timeout=0.2, dead_letter="orders.dead")
+    @shop.app.responds_to("invoices")
+    def bill(order: int, message: Message) -> int:
+        runs.append((order, message.attempt))
+        if order == 2:
+            raise ValueError("no")
+        return order
+
+    shop.enqueue("orders", b"0", b"1", b"2")
+    shop.work_all()
+    assert runs == [(0, 1), (1, 1), (2, 1), (2, 2), (2, 3)]
+    assert [record.value for record in shop.broker.records("invoices")] == [b"0", b"1"]
+    assert len(shop.broker.records("orders.dead")) == 1
+    assert shop.failed() == []
+
+
+# Workers that are to stop.
+
+
+def test_a_stop_puts_back_what_was_not_begun(own: Shop) -> None:
+    def stop_at_1(payload: Any, message: Message) -> None:
+        if payload == 1 and message.attempt == 1:
+            OwnWorker.stopping = True
+            raise ValueError("no")
+
+    runs = log_runs(own, stop_at_1)
+    own.app.routes["orders"].job_size = 4
+    own.enqueue("orders", *(str(number).encode() for number in range(6)))
+    first, second = own.jobs()
+    SimpleWorker(["default"], connection=own.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert first.get_status() == "finished"
+    assert runs == [(0, 1), (1, 1)]
+    rest, last = own.jobs()
+    assert (offsets_of([rest]), data_of(rest)["attempt"]) == ([2, 3], 1)
+    assert last.id == second.id
+    OwnWorker.stopping = False
+    own.work_all()
+    assert runs[2:] == [(2, 1), (3, 1), (4, 1), (5, 1), (1, 2)]
 
 
 # Workers that are killed. RQ retries their jobs; here it is told so by hand.

@@ -233,6 +233,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("kafka.hosts", "a:port", "'a:port' is not host:port"),
     ("kafka.hosts", "", "expected at least one host:port"),
     ("kafka.hosts", [], "expected at least one host:port"),
+    ("kafka.hosts", "ann:pw@a:9092", "give sasl_plain_username and sasl_plain_password"),
     ("kafka.hosts", 9092, "expected a list of host:port, or one text with commas"),
     ("kafka.session_timeout", 0, "expected a number of seconds above 0"),
     ("kafka.heartbeat_interval", "often", "expected a number of seconds above 0"),
@@ -344,6 +345,12 @@ def test_heartbeats_come_at_least_twice_a_session() -> None:
     ]
 
 
+def test_options_of_the_client_stand_beside_the_settings() -> None:
+    assert mistakes(kafka={**HOSTS, "options": {"sasl_mechanism": "PLAIN"}}) == [
+        "kafka.options: write them directly into kafka={...}, beside the settings"
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "mistake"),
     [
@@ -372,11 +379,19 @@ SECRETIVE: list[dict[str, Any]] = [
     {"redis": f"redis://:{SECRET}@r:6379/0"},
     {"redis": f"rediss://ann:{SECRET}@r:6379/0"},
     {"redis": f"redis://ann:p@{SECRET}@r:6379/0"},
+    {"redis": f"redis://{SECRET}@r:6379/0"},
+    {"redis": f"redis://p/{SECRET}/@@r:6379/0"},
+    {"redis": f"redis://p?@{SECRET}@r:6379/0"},
+    {"redis": f"unix:///tmp/redis.sock?db=0&password=p@{SECRET}"},
     {"redis": f"unix://ann@/tmp/redis.sock?db=0&password={SECRET}"},
     {"redis": f"redis://r:6379/0?ssl_password={SECRET}&db=0"},
     {"redis": {"host": "r", "password": SECRET}},
     {"redis": {"url": f"redis://:{SECRET}@r"}},
     {"redis": {"sentinel_kwargs": {"password": SECRET}}},
+    {"redis": {"nodes": [{"url": f"redis://{SECRET}@r"}, ("r", {"password": SECRET})]}},
+    {"redis": {"nodes": {f"redis://{SECRET}@r"}}},
+    {"kafka": {**HOSTS, "proxy_url": f"http://{SECRET}@proxy:3128"}},
+    {"kafka": {**HOSTS, "proxy_url": f"http://{SECRET}@proxy:3128".encode()}},
     {"kafka": {**HOSTS, "sasl_plain_password": SECRET}},
     {"kafka": {**HOSTS, "ssl_password": SECRET}},
     {"kafka": {**HOSTS, "sasl.password": SECRET}},
@@ -415,7 +430,14 @@ def test_a_secret_is_not_in_the_repr_of_an_application(given: dict[str, Any]) ->
         {"redis": [f"redis://:{SECRET}@r"]},
         {"kafka": {"hosts": f"kafka://ann:{SECRET}@a:9092"}},
         {"kafka": {"hosts": [f"ann:{SECRET}@a:9092"]}},
+        {"kafka": {"hosts": f"ann:{SECRET},{SECRET}@a:9092"}},
+        {"kafka": {"hosts": f"kafka://{SECRET} {SECRET}@a:9092"}},
+        {"kafka": {"hosts": [{"password": SECRET}]}},
         {"kafka": f"kafka://ann:{SECRET}@a:9092"},
+        {"dead_letter": f"redis://ann:{SECRET} '@r"},
+        {"dead_letter": f"unix:///tmp/redis.sock?password={SECRET}"},
+        {"job_size": [{"password": SECRET}]},
+        {"job_size": f"redis://{SECRET} x@r"},
         {"kafka": {**HOSTS, "ssl": {"ca_cert": {"password": SECRET}}}},
     ],
     ids=str,
@@ -429,8 +451,10 @@ def test_a_secret_is_not_in_an_error(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "shown"),
     [
-        ("redis", f"redis://:{SECRET}@r:6379/0", "redis://:***@r:6379/0"),
-        ("redis", f"redis://ann:{SECRET}@r", "redis://ann:***@r"),
+        ("redis", f"redis://:{SECRET}@r:6379/0", "redis://***@r:6379/0"),
+        ("redis", f"redis://{SECRET}@host:6379/0", "redis://***@host:6379/0"),
+        ("redis", f"redis://:p@/{SECRET}@host:6379/0", "redis://***@host:6379/0"),
+        ("redis", f"redis://ann:{SECRET}@r", "redis://***@r"),
         ("redis", "redis://r:6379/0", "redis://r:6379/0"),
         ("redis", f"unix:///s?db=0&password={SECRET}&x=1", "unix:///s?db=0&password=***&x=1"),
         ("redis", {"host": "r", "password": SECRET}, "host=r, password=***"),

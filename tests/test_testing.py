@@ -17,6 +17,7 @@ from flowkit import (
     Message,
     ParserError,
     PayloadError,
+    QueueError,
     ResponseError,
     ResponseMissing,
     ResponseUnregistered,
@@ -527,7 +528,7 @@ def test_what_an_interchanger_cannot_put_into_json_comes_out() -> None:
     app = make_app(inline=False)
     app.add_topic("orders", print, interchanger=Interchanger())
 
-    with pytest.raises(TypeError):
+    with pytest.raises(QueueError, match="is not JSON"):
         Client(app).send("orders", {})
 
 
@@ -682,3 +683,25 @@ def test_the_fixture_starts_the_application(flowkit_app: Flowkit, flowkit_client
 def test_neither_kafka_nor_redis_is_asked_for() -> None:
     with Client(Flowkit("shop")) as client:
         assert client.app.settings.kafka.hosts == ()
+
+
+@pytest.mark.parametrize("chosen_by", ["route", "hook"])
+def test_a_custom_worker_is_really_given_the_message(chosen_by: str) -> None:
+    given: list[tuple[str, Any]] = []
+
+    class Worker:
+        def perform_async(self, topic: str, params: Any) -> None:
+            given.append((topic, params["value"]))
+
+    worker = Worker()
+    app = make_app(inline=False)
+    app.add_topic("orders", print, worker=worker if chosen_by == "route" else None)
+
+    @app.before_enqueue("orders")
+    def choose(message: Message) -> None:
+        message.worker = worker
+
+    call = Client(app).send("orders", {"id": 7})
+
+    assert given == [("orders", '{"id":7}')]
+    assert (call.worker, call.queue, call.responses) == (worker, None, [])

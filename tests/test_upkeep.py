@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from rq import Queue, Retry, SimpleWorker, Worker
+from rq import Queue, Retry, SimpleWorker, Webhook, Worker
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry
 from rq.scheduler import RQScheduler
@@ -99,6 +100,21 @@ def test_jobs_of_dead_workers_come_back(background: Background) -> None:
     assert background.redis.zcard(background.queue.started_job_registry.key) == 0
     fetched = Job.fetch(job.id, connection=background.redis)
     assert (fetched.get_status(), fetched.retries_left) == ("scheduled", RUNS.max - 1)
+
+
+@pytest.mark.parametrize("retry", [RUNS, None])
+def test_it_calls_nobody_back(background: Background, monkeypatch: pytest.MonkeyPatch, retry: Retry | None) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(module, "call", lambda *arguments: called.append(arguments), raising=False)
+    jobs = [background.abandoned(retry), background.stuck()]
+    for job in jobs:
+        background.redis.hset(job.key, "failure_callback_name", "flowkit.upkeep.call")
+        hook = Webhook("http://127.0.0.1:1/", "failed")
+        background.redis.hset(job.key, "webhooks", json.dumps([hook.to_dict()]))
+    monkeypatch.setattr(Webhook, "send", lambda *arguments, **options: called.append(arguments))
+    background.upkeep().turn()
+    assert called == []
+    assert {job.id for job in jobs} == {*background.scheduled.get_job_ids(), *background.failed.get_job_ids()}
 
 
 def test_a_running_job_is_left_alone(background: Background) -> None:

@@ -19,8 +19,11 @@ from redis import Redis
 from rq.job import Job
 from rq.registry import FailedJobRegistry
 from servers import Kafka, MakeTopic, RedisServer, WaitFor
+from support import make_app
 
-from flowkit.jobs import Envelope
+from flowkit import worker as worker_module
+from flowkit.jobs import Envelope, queues_key
+from flowkit.worker import Workers
 
 
 class Tasks:
@@ -145,18 +148,25 @@ def test_flowkit_worker_answers_and_serves_the_queues_that_hooks_choose(tasks: T
         assert worker.stop() == 0
 
 
-def test_sigterm_lets_the_job_in_hand_finish(tasks: Tasks) -> None:
-    tasks.send({"n": 0, "do": "wait"}, {"n": 1})
-    with tasks.start("flowkit", "run", "quick:app"), tasks.start("flowkit", "worker", "quick:app") as worker:
-        tasks.wait_for_run()
-        worker.signal(signal.SIGTERM)
-        tasks.wait_for(lambda: _stop_is_noted(tasks.redis), 20, "the worker to note the signal")
-        assert worker.popen.poll() is None
-        tasks.redis.rpush("gate", "open")
-        assert worker.wait() == 0
-    assert len(tasks.answers(2)) == 2
-    assert tasks.calls == [(0, 1), (1, 1)]
-    assert tasks.statuses() == {"finished": 1}
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_message_in_hand_finish_and_puts_the_others_back(
+    tasks: Tasks, number: signal.Signals
+) -> None:
+    tasks.send({"n": 0, "do": "wait"}, {"n": 1}, {"n": 2})
+    with tasks.start("flowkit", "run", "quick:app"):
+        with tasks.start("flowkit", "worker", "quick:app") as worker:
+            tasks.wait_for_run()
+            worker.signal(number)
+            tasks.wait_for(lambda: _stop_is_noted(tasks.redis), 20, "the worker to note the signal")
+            assert worker.popen.poll() is None
+            tasks.redis.rpush("gate", "open")
+            assert worker.wait() == 0
+        assert tasks.calls == [(0, 1)]
+        assert tasks.statuses() == {"finished": 1, "queued": 1}
+        with tasks.start("flowkit", "worker", "quick:app", "--burst") as worker:
+            assert worker.wait() == 0
+    assert len(tasks.answers(3)) == 3
+    assert tasks.calls == [(0, 1), (1, 1), (2, 1)]
 
 
 def test_a_second_signal_breaks_off_the_job_in_hand_and_it_comes_back(tasks: Tasks) -> None:
@@ -195,6 +205,24 @@ def test_burst_ends_when_the_queues_are_empty(tasks: Tasks) -> None:
         assert worker.wait() == 0
     assert len(tasks.answers(6)) == 6
     assert tasks.statuses() == {"finished": 2}
+
+
+def test_queues_that_hooks_make_up_get_processes_up_to_a_limit(
+    redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a hook takes the names from messages, whoever sends those would choose how many processes there are."""
+    monkeypatch.setattr(worker_module, "MAX_HOOK_QUEUES", 3)
+    workers = Workers(make_app(), None)
+    workers.app.add_topic("orders", print, inline=False, queue="of-a-route")
+    workers._pids[1] = "of-a-route"
+    for names in (["of-a-route", "q1", "q2"], ["q3", "q4", "q5"], ["q6"]):
+        redis.sadd(queues_key("shop"), *(f"rq:queue:{name}" for name in names))
+        workers._look_for_queues(redis)
+    assert sorted(workers._start_at) == ["q1", "q2", "q3"]
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "more than 3 queues" in record.getMessage()
+    assert "q4 for example" in record.getMessage()
+    assert "--queues" in record.getMessage()
 
 
 def test_a_worker_that_died_is_started_again(tasks: Tasks) -> None:
@@ -262,7 +290,8 @@ def test_a_crash_between_queueing_and_commit_queues_nothing_twice(tasks: Tasks) 
     # Then each message is in one job, and handled once
     assert tasks.queued == 21
     assert committed(tasks) == 21
-    with tasks.start("flowkit", "worker", "quick:app", "--burst") as worker:
+    plain = ("rq", "worker", "--url", tasks.url, "--burst", "default")  # runs the jobs of crash:app and of quick:app
+    with tasks.start(*plain) as worker:
         assert worker.wait() == 0
     assert tasks.calls == [(number, 1) for number in range(21)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import time
@@ -61,18 +62,51 @@ PRODUCER = {
     "batch_size": 256 * 1024,  # one batch per partition is in flight at a time, so its size bounds the rate
     "request_timeout_ms": 15_000,
     "delivery_timeout_ms": 30_000,
+    "max_request_size": 16 * 1024 * 1024,  # the broker decides what is too large: topics have limits of their own
 }
+
+COMMITS = "flowkit commits what is done itself; how often is kafka.offset_commit_interval"
+PARSER = "flowkit's clients carry bytes; what reads and writes them is the route's parser"
+OWN = {
+    "bootstrap_servers": "give the brokers as kafka.hosts",
+    "client_id": "it is the application's name",
+    "group_id": "it belongs to a route, as in @app.topic('orders', group='billing')",
+    "session_timeout_ms": "give it in seconds, as kafka.session_timeout",
+    "heartbeat_interval_ms": "give it in seconds, as kafka.heartbeat_interval",
+    "max_poll_interval_ms": "give it in seconds, as kafka.max_poll_interval",
+    "max_block_ms": "give it in seconds, as connection_pool.timeout",
+    "enable_auto_commit": COMMITS,
+    "auto_commit_interval_ms": COMMITS,
+    "default_offset_commit_callback": COMMITS,
+    "consumer_timeout_ms": "flowkit consumes until it is stopped",
+    "key_deserializer": PARSER,
+    "value_deserializer": PARSER,
+    "key_serializer": PARSER,
+    "value_serializer": PARSER,
+    "transactional_id": "flowkit sends without transactions; responses come at least once",
+    "kafka_client": "flowkit makes it, to say why a broker refused it",
+}
+"""Options of kafka-python that flowkit sets itself, and what to do instead."""
+
+PROMISED: dict[str, tuple[Any, ...]] = {"acks": ("all", -1), "enable_idempotence": (True,)}
+"""The values without which a response could be lost or doubled although its message is done."""
 
 
 def option_mistakes(settings: Settings) -> list[str]:
-    """One sentence for each option that passes through and that kafka-python does not have."""
+    """One sentence for each option that passes through and that kafka-python does not have, or flowkit sets itself."""
     known = KafkaConsumer.DEFAULT_CONFIG.keys() | KafkaProducer.DEFAULT_CONFIG.keys()
-    near = known | {field.name for field in fields(Kafka)} - {"options"}
-    return [
-        unknown_name(f"kafka.{name}", name, near, "setting, or option of kafka-python")
-        for name in settings.kafka.options
-        if name not in known
-    ]
+    near = sorted(known | {field.name for field in fields(Kafka)} - {"options"})
+    mistakes = []
+    for name, value in settings.kafka.options.items():
+        if name in OWN:
+            mistakes.append(f"kafka.{name}: cannot be passed through; {OWN[name]}")
+        elif name in PROMISED and value not in PROMISED[name]:
+            mistakes.append(f"kafka.{name}: must stay {PROMISED[name][0]!r}, or a response could be lost or doubled")
+        elif name not in known:
+            mistake = unknown_name(f"kafka.{name}", name, near, "setting, or option of kafka-python")
+            meant = "".join(difflib.get_close_matches(name, near, n=1))
+            mistakes.append(f"{mistake} It cannot be passed through; {OWN[meant]}" if meant in OWN else mistake)
+    return mistakes
 
 
 def _options(settings: Settings, kind: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
