@@ -117,10 +117,10 @@ def topic_or_none(value: Any) -> str | None:
     return str(value)
 
 
-def option(convert: Convert, default: Any = None, *, help: str, secret: bool = False, env: bool = True) -> Any:
+def option(convert: Convert, default: Any = None, *, help: str, env: bool = True) -> Any:
     return field(
         default=default,
-        metadata={"convert": convert, "help": help, "secret": secret, "env": env},
+        metadata={"convert": convert, "help": help, "env": env},
         kw_only=True,
     )
 
