@@ -575,19 +575,22 @@ class Consumer:
     def _learn_marks(self) -> None:
         """Asks Redis up to where partitions have been queued, before their first record is touched. If it does not answer,
         they wait, and the others go on."""
-        partitions = sorted(self._unmarked)
-        if self.intake is None or any(self.tracks[partition].resume_at is not None for partition in partitions):
+        if self.intake is None:
             return
-        try:
-            self.intake.welcome(partitions, self.client)
-        except RedisUnavailable as error:
-            delay = self._tell_redis_is_down(error)
-            for partition in partitions:
-                self.client.pause(partition)
-                self.tracks[partition].resume_at = time.monotonic() + delay
-        else:
-            self._redis_answers()
-            self._unmarked.clear()
+        partitions = sorted(self._unmarked)
+        waits = [at for at in (self.tracks[partition].resume_at for partition in partitions) if at is not None]
+        if not waits:
+            try:
+                self.intake.welcome(partitions, self.client)
+            except RedisUnavailable as error:
+                waits = [time.monotonic() + self._tell_redis_is_down(error)]
+            else:
+                self._redis_answers()
+                self._unmarked.clear()
+                return
+        for partition in partitions:  # those that came meanwhile wait with the others
+            self.client.pause(partition)
+            self.tracks[partition].resume_at = min(waits)
 
     # Trouble and the end.
 

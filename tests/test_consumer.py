@@ -1361,6 +1361,22 @@ def test_redis_that_is_away_when_partitions_come_loses_nothing(clock: Clock) -> 
     assert loop.events.count("recovered") == 1
 
 
+def test_partitions_that_come_while_redis_is_away_wait_with_the_others(clock: Clock) -> None:
+    redis = Redis()
+    redis.down = 2
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1)
+    loop.turn()
+    loop.broker.topics["a"].append([])  # a partition is added
+    loop.put("a", 2, partition=1)
+    redis.queued[Partition("a", 1)] = 1
+    loop.turn()
+    assert redis.jobs == []
+    loop.turn(8, after=20)
+    assert redis.jobs == jobs(0)  # the other one was queued before
+    assert [loop.committed("a", number) for number in (0, 1)] == [1, 1]
+
+
 def test_a_custom_worker_does_not_get_a_message_again_because_redis_is_away(clock: Clock) -> None:
     got: list[int] = []
 
