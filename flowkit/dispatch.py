@@ -107,14 +107,10 @@ class Handling:
         if not (self.before or self.declarations or self.route.responder) and takes_payload_only(self.route.handler):
             decode, handler, idle = self.decode, self.route.handler, self._idle
 
-            def tell_unused(result: Any) -> None:
-                if result is not None:
-                    self._tell_unused_value(result)
-
             def call(record: Record, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG001
                 result = handler(decode(record.value))
                 if result is not None:
-                    tell_unused(finish(result))
+                    self._tell_unused_value(finish(result))
                 return idle.take() if idle.responses else ()
 
             return call
@@ -207,7 +203,7 @@ class Handling:
             self._tell_unused_value(result)
 
     def _tell_unused_value(self, result: Any) -> None:
-        if not self._told_unused:
+        if result is not None and not self._told_unused:
             self._told_unused = True
             logger.warning(
                 "%s returns a value (%.60r), which goes nowhere: it declares no topic. Add @app.responds_to(...), or"

@@ -9,7 +9,6 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .coroutines import run_async
 from .errors import ConfigurationError
 from .message import Message
 from .route import Handler
@@ -96,7 +95,10 @@ def takes_payload_only(function: Handler) -> bool:
 
 
 def bind(function: Handler) -> tuple[Callable[[Message], Any], Any]:
-    """A handler or a before_enqueue hook as a function of its message, and the annotation of its payload."""
+    """A handler or a before_enqueue hook as a function of its message, and the annotation of its payload.
+
+    What it gives may be a coroutine; ``coroutines.finish`` runs it.
+    """
     roles, annotation = _roles(function)
     call: Callable[[Message], Any]
     match [role.is_message for role in roles]:
@@ -114,8 +116,6 @@ def bind(function: Handler) -> tuple[Callable[[Message], Any], Any]:
             call = lambda message: function(message, message.payload)  # noqa: E731
         case _:
             call = lambda message: function()  # noqa: ARG005, E731
-    if is_async(function):
-        return (lambda message: run_async(call(message))), annotation
     return call, annotation
 
 
@@ -131,10 +131,7 @@ def _filler(function: Handler, roles: Sequence[Role]) -> Callable[[Any, Message]
 
 def bind_failure(function: Handler) -> Callable[[Exception, Message], Any]:
     """An after_failure hook: the error first, and the message where it is annotated so."""
-    call = _filler(function, _roles(function, "error")[0])
-    if is_async(function):
-        return lambda error, message: run_async(call(error, message))
-    return call
+    return _filler(function, _roles(function, "error")[0])
 
 
 def is_async(function: Handler) -> bool:
