@@ -16,7 +16,7 @@ import orjson
 import typer
 
 from flowkit import Flowkit
-from flowkit.cli import flow_lines
+from flowkit.cli.showing import flow_lines
 from flowkit.dev import DevStack, stop_requested
 from flowkit.locate import locate
 from flowkit.responses import Response

@@ -1,0 +1,51 @@
+"""The ``flowkit`` command. Exit code 0 for success, 1 for a failure while running, 2 for a wrong call.
+
+A command is a function of one of the modules here; what it does is a module of flowkit, imported when it is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from ..reporting import reported
+from .base import cli, version_of
+from .dev import dev
+from .running import run, worker
+from .sending import Send, send
+from .showing import flow, info, routes
+
+__all__ = ["cli", "main"]
+
+# In the order of `flowkit -h`: try it, run it, look at it.
+cli.command()(dev)
+cli.command(cls=Send)(send)
+cli.command()(run)
+cli.command()(worker)
+cli.command()(routes)
+cli.command()(flow)
+cli.command()(info)
+
+
+def main() -> NoReturn:
+    """The entry point: turns what a user can cause into one message and an exit code."""
+    with reported():
+        cli()
+    sys.exit(0)
+
+
+def _version_option(value: bool) -> None:
+    if value:
+        typer.echo(f"flowkit {version_of('flowkit-kafka')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version_option, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
