@@ -6,18 +6,29 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 
 from .coroutines import close_loop, finish
 from .dispatch import Abort, Handling, entry_of
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
-from .monitor import Guard, Monitor
+from .monitor import EVENTS, Guard, Monitor
 from .parsers import Json
-from .responses import Declarations, current, respond_with
-from .route import OPTIONS, Declaration, Handler, Route, TopicOptions, check_name, check_options, name_mistake
+from .responses import Declarations, current, declaring, respond_with
+from .route import (
+    OPTIONS,
+    Declaration,
+    Handler,
+    Route,
+    TopicOptions,
+    check_name,
+    check_options,
+    check_parser,
+    name_mistake,
+)
 from .settings import Settings, logger_of, unknown_name, unknown_variables
+from .topics import ConfigValue, TopicDeclaration, declare
 
 if TYPE_CHECKING:
     from .clients import ProducerClient
@@ -39,11 +50,13 @@ class Flowkit:
         self._settings: Settings | None = None
         self._routes: dict[str, Route] = {}
         self._declarations: dict[Handler, dict[str, Declaration]] = {}
+        self._declared_topics: dict[str, TopicDeclaration] = {}
         self._before: list[tuple[tuple[str, ...], Handler]] = []
         self._after: list[tuple[tuple[str, ...], Handler]] = []
         self._configurators: list[Handler] = []
         self._startup: list[Handler] = []
         self._shutdown: list[Handler] = []
+        self._subscribers: dict[str, list[Handler]] = {}
         self._handlings: dict[str, Handling] | None = None
         self._started_in = 0
         self._lock = threading.RLock()
@@ -86,35 +99,68 @@ class Flowkit:
             )
         self._routes[name] = route
 
-    def responds_to(self, topic: str, *, required: bool = True, multiple_usage: bool = False) -> Callable[[F], F]:
+    def responds_to(
+        self, topic: str, *, required: bool = True, multiple_usage: bool = False, parser: Any = None
+    ) -> Callable[[F], F]:
         """Declares that the decorated handler (or responder) sends to ``topic``.
 
         ``required``: every successful call sends there. ``multiple_usage``: a call may send there more than once. Both are
-        checked at the end of each call, before anything is sent.
+        checked at the end of each call, before anything is sent. ``parser`` writes what is sent there; the route's own if
+        not given.
         """
         _check_decorator("responds_to", topic)
+        check_parser(f"response to {topic!r}", parser)
 
         def decorator(function: F) -> F:
-            self.add_response(function, topic, required=required, multiple_usage=multiple_usage)
+            self.add_response(function, topic, required=required, multiple_usage=multiple_usage, parser=parser)
             return function
 
         return decorator
 
     def add_response(
-        self, handler: Handler, topic: str, *, required: bool = True, multiple_usage: bool = False
+        self,
+        handler: Handler,
+        topic: str,
+        *,
+        required: bool = True,
+        multiple_usage: bool = False,
+        parser: Any = None,
     ) -> None:
         """What ``responds_to`` does, without the decorator."""
         self._check_open(f"response to {topic!r}")
         check_name("topic", topic)
-        if not callable(handler):
+        if not callable(getattr(handler, "respond", handler)):
             raise ConfigurationError(f"response to {topic!r}: a handler is a function, not {handler!r}")
+        check_parser(f"response to {topic!r}", parser)
+        if not isinstance(handler, Hashable):
+            raise ConfigurationError(f"response to {topic!r}: {handler!r} cannot declare it; let its class do so")
         declared = self._declarations.setdefault(handler, {})
         if topic in declared:
             raise ConfigurationError(
                 f"{getattr(handler, '__qualname__', handler)} declares {topic!r} twice; declare it once, with"
                 " multiple_usage=True if it sends several messages"
             )
-        declared[topic] = Declaration(topic, required=required, multiple_usage=multiple_usage)
+        declared[topic] = Declaration(topic, required=required, multiple_usage=multiple_usage, parser=parser)
+
+    def declare_topic(
+        self,
+        name: str,
+        *,
+        partitions: int | None = None,
+        replication_factor: int | None = None,
+        config: Mapping[str, ConfigValue] | None = None,
+    ) -> None:
+        """Says how a topic of the cluster is to be: one that is read, sent to, or holds dead letters.
+
+        ``flowkit topics --create`` makes it so, ``flowkit topics --check`` compares; nothing else looks at it. ``config`` are
+        Kafka's own settings of a topic, such as ``{"retention.ms": 86400000}``. What is left out is as ``kafka.partitions`` and
+        ``kafka.replication_factor`` say, or as the brokers have it. Raises ``ConfigurationError``.
+        """
+        self._check_open(f"topic {name!r}")
+        declaration = declare(name, partitions, replication_factor, config)
+        if name in self._declared_topics:
+            raise ConfigurationError(f"topic {name!r} is declared twice; declare it once, with all its options")
+        self._declared_topics[name] = declaration
 
     @overload
     def before_enqueue(self, topic: F, /) -> F: ...
@@ -169,6 +215,26 @@ class Flowkit:
         self._shutdown.append(function)
         return function
 
+    def on_event(self, *events: str) -> Callable[[F], F]:
+        """Calls the decorated function as ``function(event, **details)`` at each of these events (none named: at all).
+
+        The events and their details are those of ``Monitor``. It runs where the event happens, in the consumer or in the
+        worker, so it should be quick; what it raises is logged.
+        """
+        self._check_open("a subscriber")
+        for event in events:
+            if event not in EVENTS:
+                hint = "; write @app.on_event() for all events" if callable(event) else ""
+                raise ConfigurationError(unknown_name("on_event", str(event), EVENTS, "event") + hint)
+
+        def decorator(function: F) -> F:
+            self._check_open("a subscriber")
+            for event in events or EVENTS:
+                self._subscribers.setdefault(event, []).append(function)
+            return function
+
+        return decorator
+
     def _check_open(self, what: str) -> None:
         if self._handlings is not None:
             raise AlreadyStarted(
@@ -190,9 +256,10 @@ class Flowkit:
     ) -> None:
         """Responds to the message in hand: ``data`` goes to ``topic`` when the handler has ended and the check has passed.
 
-        ``data`` goes through the route's parser; text and bytes pass as they are, None is a tombstone. ``key`` places and
-        labels the message; ``partition_key`` only places it; ``partition`` names the partition. ``headers`` is a dict, or
-        a list of pairs. Raises ``ResponseUnregistered`` for a topic that the handler does not declare.
+        ``data`` goes through the parser of ``responds_to``, or else the route's; text and bytes pass as they are, None is a
+        tombstone. ``key`` places and labels the message; ``partition_key`` only places it; ``partition`` names the partition.
+        ``headers`` is a dict, or a list of pairs. Raises ``ResponseUnregistered`` for a topic that the handler does not
+        declare.
         """
         call = current.get()
         if call is None:
@@ -209,8 +276,8 @@ class Flowkit:
         sends and waits, and raises ``DeliveryError`` if Kafka does not take them.
         """
         call = current.get()
-        generate = call.generate if call is not None else Json.generate
-        responses = respond_with(call, responder, self.declarations_of(responder), generate, args)
+        parser = call.parser if call is not None else Json
+        responses = respond_with(call, responder, self.declarations_of(responder), parser, args)
         if call is None:
             self.producer.send_all(responses)
 
@@ -225,13 +292,22 @@ class Flowkit:
         """The routes by topic, in the order they were registered."""
         return self._routes
 
+    @property
+    def declared_topics(self) -> Mapping[str, TopicDeclaration]:
+        """What ``declare_topic`` was told, by topic."""
+        return self._declared_topics
+
+    @property
+    def response_topics(self) -> set[str]:
+        """Every topic that some handler or responder declares, also a responder that no route names."""
+        return {topic for declared in self._declarations.values() for topic in declared}
+
     def declarations_of(self, handler: Handler) -> Declarations:
-        """What a function declares, also where other decorators wrapped it in between."""
+        """What a function or a class declares, also where other decorators wrapped it in between."""
         found: dict[str, Declaration] = {}
-        function: Any = handler
-        while function is not None:
-            found = {**self._declarations.get(function, {}), **found}
-            function = getattr(function, "__wrapped__", None)
+        for thing in declaring(handler):
+            if isinstance(thing, Hashable):
+                found = {**self._declarations.get(thing, {}), **found}
         return found
 
     @property
@@ -260,13 +336,14 @@ class Flowkit:
     def monitor(self) -> Any:
         """The object that is told of every event."""
         if self._monitor is None:
-            self._monitor = self.settings.monitor or Monitor(logger_of(self.settings))
+            given = self.settings.monitor or Monitor
+            self._monitor = given(logger_of(self.settings)) if isinstance(given, type) else given
         return self._monitor
 
     @property
     def events(self) -> Guard:
-        """The monitor as flowkit calls it: an error of the monitor's own is logged, and goes no further."""
-        return Guard(self.monitor)
+        """The monitor and the subscribers, as flowkit tells them: an error of their own is logged, and goes no further."""
+        return Guard(self.monitor, self._subscribers)
 
     @property
     def producer(self) -> Producer:
@@ -374,9 +451,10 @@ class Flowkit:
         """Consumes until SIGTERM or SIGINT, as ``flowkit run`` does. Exits with code 1 if it did not end clean."""
         from .locate import main_reference
         from .reporting import reported
-        from .server import Server, log_to_stderr
+        from .logs import log_to_stderr
+        from .server import Server
 
-        log_to_stderr()
+        log_to_stderr(self)
         with reported():
             if not self.reference:
                 self.reference = main_reference(self)
@@ -394,7 +472,7 @@ class Flowkit:
         self.start()
         handling = self.handling(topic)
         attempt = int(params.get("attempt", 1))
-        for failure in run_entries(handling, self.producer, [entry_of(params)], attempt):
+        for failure in run_entries(self, handling, [entry_of(params)], attempt):
             if failure.record is not None:
                 handling.failed(failure.record, failure.error, attempt, failure.entry[3])
             raise failure.error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,12 @@ from .errors import (
     RedisUnavailable,
     is_passing,
 )
-from .message import Partition, Record, place, places
+from .message import Partition, Record, about, place, places
 from .producer import Producer
 from .responses import Response
 from .retry import Retry
 from .settings import Settings
+from .signature import name_of
 
 if TYPE_CHECKING:
     from .intake import Intake, JobQueue
@@ -94,6 +96,7 @@ class Consumer:
         self.tracks: dict[Partition, Track] = {}
         self.until = Until()
         self.turned_at = time.monotonic()
+        self.joined = False
         self._client: ConsumerClient | None = None
         self._new: list[Partition] = []
         self._unmarked: set[Partition] = set()
@@ -143,6 +146,8 @@ class Consumer:
         batch = client.poll(self._poll_timeout())
         self._received = time.time()
         self._poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
+        if not self.joined:
+            self.joined = client.joined()
         if self._new:
             self._welcome()
         if self._unmarked:
@@ -232,7 +237,11 @@ class Consumer:
                 break
             if not self._pause_for_breath(partition, records[at]):
                 break
-        self.monitor.notice("consumed", topic=partition.topic, partition=partition.partition, count=at)
+        self._tell_consumed(partition, at)
+
+    def _tell_consumed(self, partition: Partition, count: int) -> None:
+        topic, number = partition
+        self.monitor.notice("consumed", topic=topic, partition=number, count=count, group=self.group)
 
     def _may_start(self, partition: Partition, track: Track, first: Record) -> bool:
         """False if these messages must wait: they are polled again.
@@ -273,13 +282,16 @@ class Consumer:
 
         Gives the partitions of those messages: they go on from there with the next poll.
         """
+        self.producer.settle()
         if not self._sent:
             return set()
         self.producer.flush()
         failed: dict[Partition, tuple[Record, Exception]] = {}
+        confirmed: Counter[str] = Counter()
         for record, response, delivery in self._sent:
             error = self.producer.outcome(delivery)
             if error is None:
+                confirmed[response.topic] += 1
                 continue
             partition = Partition(record.topic, record.partition)
             if partition not in failed or record.offset < failed[partition][0].offset:
@@ -288,6 +300,8 @@ class Consumer:
             # before all else, so that nothing is committed past it whatever breaks below
             self._track(partition).done = record.offset
         self._sent = []
+        for topic, count in confirmed.items():
+            self.monitor.notice("responded", topic=topic, count=count)
         if failed:
             self.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
         for partition, (record, problem) in failed.items():
@@ -313,7 +327,7 @@ class Consumer:
                 then += "; to let such messages go, name a topic for them: dead_letter=..."
         what = "failed in" if handling.inline else "could not be queued for"
         self.monitor.notice_error(
-            "handler",
+            "failed",
             error,
             message=f"{place(record)} {what} {handling.route.name}, attempt {attempt}, {then}:"
             f" {type(error).__name__}: {error}",
@@ -322,14 +336,17 @@ class Consumer:
             partition=record.partition,
             offset=record.offset,
             group=self.group,
+            attempt=attempt,
+            last=last,
         )
-        handling.failed(record, error, attempt, self._received)
+        handling.failed(record, error, attempt, self._received, last=last)
         if last and self._bury(handling, record, error, attempt):
             track.done = record.offset + 1
             track.failed_at = None
             return True
         self._put_back(Partition(record.topic, record.partition), track, record.offset, delay)
         track.attempt = attempt if passing else attempt + 1  # Kafka's absence is no fault of the message
+        self.monitor.notice("retried", **about(record, self.group), attempt=track.attempt, delay=delay)
         return False
 
     def _bury(self, handling: Handling, record: Record, error: Exception, attempt: int) -> bool:
@@ -337,9 +354,9 @@ class Consumer:
         try:
             self.producer.send_all([letter])
         except (DeliveryError, BrokerUnavailable) as problem:
-            self.monitor.notice_error("dead_letter", problem, topic=letter.topic)
+            self.monitor.notice_error("delivery", problem, topic=letter.topic)
             return False
-        self.monitor.notice("dead_letter", topic=letter.topic, message=place(record))
+        self.monitor.notice("dead", **about(record, self.group), attempt=attempt, dead_letter=letter.topic)
         return True
 
     def _put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
@@ -398,6 +415,7 @@ class Consumer:
             track = self.tracks[partition]
             track.done = offset
             self._since_commit += counts[partition]
+            self._tell_consumed(partition, counts[partition])
             if partition in failed:
                 record, problem = failed[partition]
                 if self._failed(self.handlings[partition.topic], track, record, problem):
@@ -441,6 +459,18 @@ class Consumer:
                 logger.debug("%s: a message cannot be queued; looking for it", records[0].topic, exc_info=True)
             else:
                 return len(records), None
+        handed: Counter[str] = Counter()
+        try:
+            return self._admit_each(track, records, admitted, handed)
+        finally:
+            for worker, count in handed.items():
+                self.monitor.notice("queued", topic=handling.topic, worker=worker, count=count, group=self.group)
+
+    def _admit_each(
+        self, track: Track, records: Sequence[Record], admitted: list[Admitted], handed: Counter[str]
+    ) -> tuple[int, Exception | None]:
+        handling = self.handlings[records[0].topic]
+        received = self._received
         attempt = track.attempt_of(records[0])
         for done, record in enumerate(records):
             if self.stopping or time.monotonic() > self._poll_by:
@@ -454,6 +484,7 @@ class Consumer:
                         if record.offset >= track.handed:  # else it was, before the rest of its batch failed
                             message.worker.perform_async(handling.topic, params(handling.topic, data))
                             track.handed = record.offset + 1
+                            handed[name_of(message.worker)] += 1
                     elif self.intake is not None:
                         admitted.append(Admitted(record.offset, handling, message.queue or handling.queue, data))
                     else:
@@ -542,7 +573,7 @@ class Consumer:
     def revoked(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         offsets = self._uncommitted(partitions)
         if partitions:
-            self.monitor.notice("revoked", group=self.group, partitions=places(partitions))
+            self.monitor.notice("rebalanced", group=self.group, revoked=places(partitions))
         self._forget(partitions)
         return offsets
 
@@ -551,6 +582,8 @@ class Consumer:
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         logger.warning("group %s lost %s; what was not committed comes again", self.group, places(partitions))
+        self.monitor.notice("rebalanced", group=self.group, lost=places(partitions))
+        self.joined = False
         self._forget(partitions)
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
@@ -564,7 +597,7 @@ class Consumer:
     def _welcome(self) -> None:
         """Starts to track the partitions that were assigned in this poll, before their first record is touched."""
         new = self._new
-        self.monitor.notice("assigned", group=self.group, partitions=places(new))
+        self.monitor.notice("rebalanced", group=self.group, assigned=places(new))
         for partition in new:
             self.tracks[partition] = Track()
             self.client.resume(partition)  # the client keeps the pause of a partition that leaves and comes back
@@ -614,6 +647,7 @@ class Consumer:
 
     def _drop_client(self, timeout: float) -> None:
         client, self._client = self._client, None
+        self.joined = False
         if client is not None:
             try:
                 client.close(timeout)

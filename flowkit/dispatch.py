@@ -7,6 +7,7 @@ message costs is a parse and a call.
 from __future__ import annotations
 
 import logging
+import math
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,16 +16,25 @@ from typing import Any, NamedTuple
 import orjson
 
 from .coroutines import finish
-from .errors import ConfigurationError, ParserError, QueueError, ResponseError, ResponseMissing
+from .errors import ParserError, QueueError, ResponseError, ResponseMissing, is_passing
 from .interchangers import Plain, pack, unpack
 from .message import HeaderPairs, Message, PlainRecord, Record, place
-from .parsers import Json
+from .parsers import Json, for_topic
 from .payload import Decode, decoder
-from .responses import Call, Declarations, Response, current, encoded, respond_with
+from .responses import (
+    Call,
+    Declarations,
+    Response,
+    check_responder,
+    current,
+    encoded,
+    respond_with,
+    responder_name,
+)
 from .retry import Retry
 from .route import Handler, Route
 from .settings import Settings
-from .signature import bind, bind_failure, is_async, name_of, takes_payload_only
+from .signature import bind, bind_failure, takes_payload_only
 
 logger = logging.getLogger(__name__)
 
@@ -67,29 +77,24 @@ class Handling:
         self.worker = route.worker
         self.retry = route.retry if isinstance(route.retry, Retry) else settings.retry
         self.dead_letter = route.dead_letter or settings.dead_letter
+        # Inline, without a dead letter, a message is tried for ever: nothing is skipped.
+        self._last_attempt = self.retry.attempts if self.dead_letter or not self.inline else math.inf
         self.job_size = route.job_size or settings.job_size
         self.job_timeout = route.job_timeout or settings.job_timeout
-        self.parser = route.parser or Json
+        self.parser = for_topic(route.parser or Json, route.topic)
         self.interchanger = route.interchanger or Plain
         self.declarations = route.declarations
         self.responder_declarations = declarations_of(route.responder) if route.responder else {}
-        if route.responder and not self.responder_declarations:
-            raise ConfigurationError(
-                f"the responder {name_of(route.responder)} of topic {route.topic!r} declares no topic;"
-                " decorate it with @app.responds_to(...)"
-            )
-        if route.responder and is_async(route.responder):
-            raise ConfigurationError(
-                f"the responder {name_of(route.responder)} of topic {route.topic!r} is async; a responder is a plain"
-                " function, which an async handler may call"
-            )
+        if route.responder:
+            what = f"the responder {responder_name(route.responder)} of topic {route.topic!r}"
+            check_responder(route.responder, self.responder_declarations, what)
         self.before = [bind(hook)[0] for hook in before]
         self.after = [bind_failure(hook) for hook in after]
         self._invoke, annotation = bind(route.handler)
         self.decode: Decode = decoder(self.parser, annotation)
         self._answers_to = next(iter(self.declarations)) if len(self.declarations) == 1 else None
         self._told_unused = False
-        self._idle = Call(route.name, {}, self.parser.generate)
+        self._idle = Call(route.name, {}, self.parser)
         self.call = self._make_call()
 
     @property
@@ -133,11 +138,13 @@ class Handling:
             self._idle.take()
 
     def message(self, record: Record, attempt: int, received: float) -> Message:
+        """The record as handlers and hooks are given it."""
         return Message(
             record,
             self.decode,
             group=self.group,
             attempt=attempt,
+            last=attempt >= self._last_attempt,
             received=received,
             queue=None if self.inline else self.queue,
             worker=self.worker,
@@ -176,7 +183,7 @@ class Handling:
 
     def handle(self, message: Message) -> Sequence[Response]:
         """Calls the handler and gives the responses that passed the check. Hooks have run before; ``Abort`` may come out."""
-        call = Call(self.route.name, self.declarations, self.parser.generate, self.route.responder)
+        call = Call(self.route.name, self.declarations, self.parser, self.route.responder)
         token = current.set(call)
         try:
             result = finish(self._invoke(message))
@@ -191,7 +198,7 @@ class Handling:
 
     def _answer(self, call: Call, result: Any) -> None:
         if call.responder is not None:
-            respond_with(call, call.responder, self.responder_declarations, call.generate, (result,))
+            respond_with(call, call.responder, self.responder_declarations, call.parser, (result,))
         elif self._answers_to is not None:
             call.respond_to(self._answers_to, result)
         elif self.declarations:
@@ -234,8 +241,16 @@ class Handling:
             return message, self.entry(record, received, record.value)
         value = record.value
         if message.payload_changed:
-            value = self._written(message.payload)
+            value = self._rewritten(message, value)
         return message, self.entry(record, received, value)
+
+    def _rewritten(self, message: Message, value: bytes | None) -> bytes | None:
+        """What the worker is to read; the value itself where the payload differs only as an object that knows no equal."""
+        written = self._written(message.payload)
+        try:
+            return value if written == self._written(self.decode(value)) else written
+        except ParserError:
+            return written
 
     def _written(self, payload: Any) -> bytes | None:
         """A payload as the worker will read it: by the parser, a text too, which as a response would pass as it is."""
@@ -285,9 +300,16 @@ class Handling:
         assert self.dead_letter is not None
         return Response(self.dead_letter, record.value, record.key, headers=(*record.headers, *origin))
 
-    def failed(self, record: Record, error: Exception, attempt: int, received: float) -> None:
+    def is_last(self, attempt: int, error: Exception) -> bool:
+        """Whether a message that failed so is not tried again by itself."""
+        return attempt >= self._last_attempt and not is_passing(error)
+
+    def failed(
+        self, record: Record, error: Exception, attempt: int, received: float, *, last: bool | None = None
+    ) -> None:
         """Tells the ``after_failure`` hooks. What they raise is logged: it must not hide the error they are told of."""
         message = self.message(record, attempt, received)
+        message._last = self.is_last(attempt, error) if last is None else last
         for hook in self.after:
             try:
                 finish(hook(error, message))

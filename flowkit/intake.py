@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -198,14 +199,16 @@ class Intake:
                 return {}
             expected: Marks = {partition: self._queued.get(partition) for partition in ahead}
             try:
-                jobs = self.job_queue.enqueue(self.group, packs.values(), expected, ahead)
+                self.job_queue.enqueue(self.group, packs.values(), expected, ahead)
             except MarksMoved:
                 if lost := self._look_again(ahead):
                     return lost
                 continue
             self._queued.update(ahead)
-            if packs:
-                self.monitor.notice("queued", count=sum(len(pack.entries) for pack in packs.values()), jobs=jobs)
+            for (topic, queue), pack in packs.items():
+                count = len(pack.entries)
+                jobs = math.ceil(count / job_size(pack.handling))
+                self.monitor.notice("queued", topic=topic, queue=queue, count=count, jobs=jobs, group=self.group)
             return {}
 
     def _look_again(self, partitions: Collection[Partition]) -> dict[Partition, int]:

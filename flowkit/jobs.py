@@ -12,6 +12,7 @@ import pickle
 import secrets
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,7 @@ from rq.job import Job
 
 from .dispatch import Abort, Entry, Handling
 from .errors import FlowkitError, QueueError, RedisUnavailable, is_passing
-from .message import Record, place
+from .message import Record, about, place
 from .producer import FLUSH_TIMEOUT, Producer
 
 if TYPE_CHECKING:
@@ -207,15 +208,15 @@ def perform(data: str) -> None:
         failures = [_given_up(handling, entries[0])]
     else:
         waiting = iter(entries)
-        failures = run_entries(handling, app.producer, _until_stop(waiting), attempt)
+        failures = run_entries(app, handling, _until_stop(waiting), attempt)
         unbegun = list(waiting)
     app.events.notice("performed", topic=topic, count=len(entries) - len(unbegun), failed=len(failures))
     rest = settle_failures(app, handling, failures, attempt, alone)
     if not (rest or unbegun):
         return
     if alone:
-        if current is not None:
-            _tell_rq(current, handling, attempt, rest[0].error)
+        delay = None if current is None else _tell_rq(current, handling, attempt, rest[0].error)
+        _tell_end(app, handling, rest[0], attempt, delay)
         OwnWorker.told = rest[0].error
         raise rest[0].error
     if current is None:
@@ -223,6 +224,8 @@ def perform(data: str) -> None:
     wait = handling.retry.delay
     again = [(failure.entry, wait(attempt), _next_attempt(attempt, failure.error)) for failure in rest]
     _put_back(app, handling, current, again, unbegun, attempt)
+    for failure, (_, seconds, _) in zip(rest, again, strict=True):
+        _tell_end(app, handling, failure, attempt, seconds)
 
 
 def _application(reference: str) -> Flowkit:
@@ -252,14 +255,30 @@ def _next_attempt(attempt: int, error: Exception) -> int:
     return attempt if is_passing(error) else attempt + 1
 
 
-def _tell_rq(job: Job, handling: Handling, attempt: int, error: Exception) -> None:
-    """Sets what RQ does with the job when its error is raised: it tries again after the route's wait, or gives up."""
+def _tell_rq(job: Job, handling: Handling, attempt: int, error: Exception) -> int | None:
+    """Sets what RQ does with the job when its error is raised: it tries again after the route's wait, or gives up.
+
+    Gives the seconds until then; None if it gives up.
+    """
     if attempt >= handling.retry.attempts and not is_passing(error):
         job.retries_left = 0
-        return
+        return None
+    delay = max(1, round(handling.retry.delay(attempt)))
     job.meta["attempt"] = _next_attempt(attempt, error)
     job.retries_left = RUNS.max + 1  # of which RQ takes one
-    job.retry_intervals = [max(1, round(handling.retry.delay(attempt)))]
+    job.retry_intervals = [delay]
+    return delay
+
+
+def _tell_end(app: Flowkit, handling: Handling, failure: Failure, attempt: int, delay: float | None) -> None:
+    """Tells the monitor how a failed message goes on: again after ``delay`` seconds, or not (None)."""
+    if failure.record is None:
+        return
+    details = about(failure.record, handling.group)
+    if delay is None:
+        app.events.notice("dead", **details, attempt=attempt, dead_letter=None)
+    else:
+        app.events.notice("retried", **details, attempt=_next_attempt(attempt, failure.error), delay=delay)
 
 
 class Failure(NamedTuple):
@@ -275,36 +294,51 @@ def _given_up(handling: Handling, entry: Entry) -> Failure:
     return Failure(entry, handling.record(entry), error)
 
 
-def run_entries(handling: Handling, producer: Producer, entries: Iterable[Entry], attempt: int) -> list[Failure]:
+def _settle_submitted(producer: Producer, handling: Handling) -> None:
+    """Waits for what handlers and hooks sent with ``producer.submit``: a work horse ends without it."""
+    if producer.under_way:
+        _restart_alarm(_flush_time(handling))
+        producer.settle()
+
+
+def run_entries(app: Flowkit, handling: Handling, entries: Iterable[Entry], attempt: int) -> list[Failure]:
     """Handles the messages of a job one by one, sends their responses, and gives those that failed."""
+    producer = app.producer
     failures: list[Failure] = []
-    sent: list[tuple[Entry, Record, Any]] = []
+    sent: list[tuple[Entry, Record, str, Any]] = []
     for entry in entries:
         _restart_alarm(handling.job_timeout)
         record: Record | None = None
         try:
             record = handling.record(entry)
             for response in handling.handle(handling.message(record, attempt, entry[3])):
-                sent.append((entry, record, producer.start(response)))
+                sent.append((entry, record, response.topic, producer.start(response)))
         except Abort:
             continue
         except ShutDownImminentException:
             raise
         except Exception as error:
             failures.append(Failure(entry, record, error))
+    _settle_submitted(producer, handling)
     if sent:
         _restart_alarm(_flush_time(handling))
         producer.flush()
         failed = {id(failure.entry) for failure in failures}
         refused = False
-        for entry, record, delivery in sent:
+        confirmed: Counter[str] = Counter()
+        for entry, record, topic, delivery in sent:
             problem = producer.outcome(delivery)
-            refused = refused or problem is not None
-            if problem is not None and id(entry) not in failed:
+            if problem is None:
+                confirmed[topic] += 1
+                continue
+            refused = True
+            if id(entry) not in failed:
                 failures.append(Failure(entry, record, problem))
                 failed.add(id(entry))
         if refused:
             producer.renew()  # after a fatal error this one would refuse everything, as long as the worker lives
+        for topic, count in confirmed.items():
+            app.events.notice("responded", topic=topic, count=count)
     return failures
 
 
@@ -322,16 +356,20 @@ def settle_failures(
         _restart_alarm(handling.job_timeout)  # it has rung already where the message took too long
         last = attempt >= handling.retry.attempts and not is_passing(failure.error)
         where = place(failure.record) if failure.record else handling.topic
+        details = about(failure.record, handling.group) if failure.record else {"topic": handling.topic}
         app.events.notice_error(
-            "handler",
+            "failed",
             failure.error,
             message=f"{where} failed, attempt {attempt} of {handling.retry.attempts}: "
             f"{type(failure.error).__name__}: {failure.error}",
             traceback=attempt == 1 and not isinstance(failure.error, FlowkitError) and not told_by_rq,
-            topic=handling.topic,
+            **details,
+            attempt=attempt,
+            last=last,
         )
         if failure.record is not None:
-            handling.failed(failure.record, failure.error, attempt, failure.entry[3])
+            handling.failed(failure.record, failure.error, attempt, failure.entry[3], last=last)
+            _settle_submitted(app.producer, handling)
         if not (last and handling.dead_letter and failure.record is not None):
             rest.append(failure)
             continue
@@ -345,7 +383,7 @@ def settle_failures(
             app.events.notice_error("delivery", problem, message=message, topic=handling.dead_letter)
             rest.append(failure._replace(error=problem) if is_passing(problem) else failure)
         else:
-            app.events.notice("dead_letter", topic=handling.dead_letter, message=where)
+            app.events.notice("dead", **details, attempt=attempt, dead_letter=handling.dead_letter)
     return rest
 
 

@@ -80,10 +80,11 @@ class Message:
     ``payload`` is the parsed value, ``queue`` the RQ queue and ``worker`` the object with ``perform_async`` that the
     message goes to: hooks of ``before_enqueue`` may change these three. The rest is as Kafka has it: ``topic``,
     ``partition``, ``offset``, ``key`` and ``value`` (bytes), ``headers``, ``timestamp``. ``received_at`` is when the consumer
-    got it, ``group`` the consumer group, ``attempt`` the number of this attempt (1 is the first).
+    got it, ``group`` the consumer group, ``attempt`` the number of this attempt (1 is the first), ``last_attempt`` whether no
+    other one follows by itself: the message then goes to its dead letter topic, or stays in RQ's FailedJobRegistry.
     """
 
-    __slots__ = ("_attempt", "_decode", "_group", "_payload", "_received", "_record", "queue", "worker")
+    __slots__ = ("_attempt", "_decode", "_group", "_last", "_payload", "_received", "_record", "queue", "worker")
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Message:
         *,
         group: str,
         attempt: int = 1,
+        last: bool = False,
         received: float = 0.0,
         queue: str | None = None,
         worker: Any = None,
@@ -101,6 +103,7 @@ class Message:
         self._payload = _UNREAD
         self._group = group
         self._attempt = attempt
+        self._last = last
         self._received = received
         self.queue = queue
         self.worker = worker
@@ -167,6 +170,10 @@ class Message:
     def attempt(self) -> int:
         return self._attempt
 
+    @property
+    def last_attempt(self) -> bool:
+        return self._last
+
     def __repr__(self) -> str:
         return f"<Message {place(self._record)} attempt {self._attempt}>"
 
@@ -179,3 +186,8 @@ def place(record: Record) -> str:
 def places(partitions: Iterable[Partition]) -> str:
     """Partitions as every log line of flowkit writes them: ``orders[0],orders[1]``."""
     return ",".join(f"{topic}[{number}]" for topic, number in sorted(partitions)) or "none"
+
+
+def about(record: Record, group: str) -> dict[str, Any]:
+    """Where a record stands, as events have it."""
+    return {"topic": record.topic, "partition": record.partition, "offset": record.offset, "group": group}

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
+from collections.abc import Callable, Collection
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from .consumer import Consumer
 from .coroutines import LOOP_THREAD
 from .dispatch import Handling
 from .errors import ConfigurationError
+from .health import Doors, Health, Part
+from .settings import unknown_name
 
 if TYPE_CHECKING:
     from .app import Flowkit
@@ -33,8 +36,19 @@ LOOK_EVERY = 0.2
 class Server:
     """The consumers of one application in one process."""
 
-    def __init__(self, app: Flowkit, make_client: MakeConsumer | None = None) -> None:
+    def __init__(
+        self,
+        app: Flowkit,
+        make_client: MakeConsumer | None = None,
+        *,
+        topics: Collection[str] = (),
+        groups: Collection[str] = (),
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
         self.app = app
+        self._on_ready = on_ready
+        self._topics = topics
+        self._only_groups = groups
         self._make_client = make_client
         self._consumers: list[Consumer] = []
         self._threads: list[threading.Thread] = []
@@ -58,6 +72,11 @@ class Server:
             raise ConfigurationError(
                 f"{app.reference or repr(app)} has no topics; register a handler with @app.topic(...)"
             )
+        with Doors(self.health, app.settings.health, self._on_ready) as doors:
+            return self._serve(doors)
+
+    def _serve(self, doors: Doors) -> int:
+        app = self.app
         upkeep = self._make_upkeep()
         self._install_signals()
         groups = ", ".join(consumer.group for consumer in self._consumers)
@@ -71,7 +90,8 @@ class Server:
         while not self._stopping:
             time.sleep(LOOK_EVERY)
             self._watch()
-        clean = self._join()
+            doors.look()
+        clean = self._join(doors)
         if upkeep is not None:
             upkeep.stop()
             upkeep.join(2.0)
@@ -91,10 +111,13 @@ class Server:
     def _make_consumers(self) -> list[Consumer]:
         app = self.app
         groups: dict[str, dict[str, Handling]] = defaultdict(dict)
-        for topic, handling in app.handlings.items():
+        for topic, handling in self._picked().items():
             groups[handling.group][topic] = handling
         job_queue = None
-        if any(not handling.inline for handling in app.handlings.values()) and app.settings.redis:
+        if (
+            any(not handling.inline for handlings in groups.values() for handling in handlings.values())
+            and app.settings.redis
+        ):
             from .intake import JobQueue
 
             job_queue = JobQueue(app.settings.redis, app.settings.name, app.reference)
@@ -108,13 +131,34 @@ class Server:
             for group, handlings in groups.items()
         ]
 
+    def _picked(self) -> dict[str, Handling]:
+        """The routes that this process consumes: all, or those of the named topics and groups."""
+        handlings = self.app.handlings
+        names = {handling.group for handling in handlings.values()}
+        for noun, given, known in (("topic", self._topics, handlings), ("group", self._only_groups, names)):
+            for name in given:
+                if name not in known:
+                    raise ConfigurationError(
+                        unknown_name(f"--{noun}s {name}", name, known, f"{noun} in this application")
+                    )
+        picked = {
+            topic: handling
+            for topic, handling in handlings.items()
+            if (not self._topics or topic in self._topics)
+            and (not self._only_groups or handling.group in self._only_groups)
+        }
+        if handlings and not picked:
+            raise ConfigurationError("no topic is in the named --topics and the named --groups; see `flowkit routes`")
+        return picked
+
     def _make_upkeep(self) -> Upkeep | None:
         redis = self.app.settings.redis
         if not redis or all(consumer.intake is None for consumer in self._consumers):
             return None
         from .upkeep import Upkeep
 
-        upkeep = Upkeep(redis, self.app.settings.name)
+        settings = self.app.settings
+        upkeep = Upkeep(redis, settings.name, check_redis=settings.env == "production")
         upkeep.start()
         return upkeep
 
@@ -147,6 +191,22 @@ class Server:
         os.write(2, f"flowkit: {name}, finishing the messages in hand\n".encode())
         self.stop()
 
+    def health(self) -> Health:
+        """How each group is, for systemd and probes: ready when it knows its partitions, alive while its loop turns."""
+        limit = self.app.settings.kafka.max_poll_interval
+        parts = []
+        for consumer in self._consumers:
+            name = f"group {consumer.group}"
+            idle = time.monotonic() - consumer.turned_at
+            if idle >= limit:
+                parts.append(Part(name, f"has not polled for {idle:.0f} s", alive=False))
+            elif not consumer.joined:
+                parts.append(Part(name, "has not been given its partitions yet"))
+            else:
+                count = len(consumer.tracks)
+                parts.append(Part(name, f"has {count} partition{'' if count == 1 else 's'}", ready=True))
+        return Health(tuple(parts), stopping=self._stopping)
+
     def _watch(self) -> None:
         """Says where a loop is stuck, once each time, before the group counts it out."""
         for consumer, thread in zip(self._consumers, self._threads, strict=True):
@@ -166,13 +226,16 @@ class Server:
                     _stack(thread),
                 )
 
-    def _join(self) -> bool:
+    def _join(self, doors: Doors) -> bool:
         """Waits for every loop to end, for ``shutdown_timeout`` seconds in all."""
         for consumer in self._consumers:
             consumer.stop()
         deadline = time.monotonic() + self.app.settings.shutdown_timeout
+        doors.look()
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+                thread.join(min(LOOK_EVERY, left))
+                doors.look()
         stuck = [thread for thread in self._threads if thread.is_alive()]
         for thread in stuck:
             logger.error(
@@ -190,12 +253,3 @@ def _stack(thread: threading.Thread) -> str:
     frames = sys._current_frames()
     found = [(other.name, frames.get(other.ident or 0)) for other in threads]
     return "\n".join(f"[{name}]\n{''.join(traceback.format_stack(f)[-8:])}" for name, f in found if f) or "(ended)"
-
-
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Plain log lines on stderr, unless the application has set up logging itself."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    kafka = logging.getLogger("kafka")
-    if level > logging.DEBUG and kafka.level == logging.NOTSET:
-        kafka.setLevel(logging.CRITICAL)  # flowkit says itself what its clients run into, and once

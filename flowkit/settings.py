@@ -20,6 +20,8 @@ from .route import name_mistake
 
 Convert = Callable[[Any], Any]
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 
 def text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
@@ -94,6 +96,24 @@ def retry(value: Any) -> Retry:
     return Retry(attempts=whole(1)(value))
 
 
+def one_of(*choices: str) -> Convert:
+    def convert(value: Any) -> str:
+        chosen = value.strip().lower() if isinstance(value, str) else value
+        if chosen not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return str(chosen)
+
+    return convert
+
+
+def environment(value: Any) -> str:
+    name = text(value).lower()
+    name = {"prod": "production", "dev": "development"}.get(name, name)
+    if near := difflib.get_close_matches(name, {"development", "test", "production"} - {name}, n=1, cutoff=0.75):
+        raise ValueError(f"did you mean {near[0]}?")
+    return name
+
+
 def anything(value: Any) -> Any:
     return value
 
@@ -115,6 +135,17 @@ def topic_or_none(value: Any) -> str | None:
     if mistake:
         raise ValueError(mistake)
     return str(value)
+
+
+def address(value: Any) -> str | None:
+    """``host:port``, or a port alone, which is ``:port``: of all interfaces."""
+    given = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else "?"
+    if not given:
+        return None
+    host, _, port = given.rpartition(":")
+    if not port.isdigit() or int(port) > 65535 or not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]*)", host):
+        raise ValueError("expected a port, or host:port")
+    return f"{host}:{int(port)}"
 
 
 def option(convert: Convert, default: Any = None, *, help: str, env: bool = True) -> Any:
@@ -149,6 +180,8 @@ class Kafka:
     offset_commit_threshold: int = option(whole(0), 0, help="messages between offset commits; 0: by time only")
     max_poll_interval: float = option(seconds, 300.0, help="seconds a consumer may go without polling")
     max_poll_records: int = option(whole(1), 500, help="messages taken from the client at a time")
+    partitions: int | None = option(whole(1), help="of topics that are made; the brokers' default if not given")
+    replication_factor: int | None = option(whole(1), help="of topics that are made; the brokers' default if not given")
     ssl: Ssl = section(Ssl)
     options: Mapping[str, Any] = field(default_factory=dict, metadata={"rest": True}, kw_only=True)
 
@@ -169,17 +202,23 @@ class Settings:
     """Everything an application can be told. Made by ``Settings.load``; nothing in it changes afterwards."""
 
     name: str = option(text, "", help="name of the application; client id, and start of the default group names")
+    env: str = option(environment, "development", help="development, test, production, or a name of your own")
     redis: str | dict[str, Any] | None = option(redis, help="URL or redis-py options; needed by queued routes")
     inline: bool = option(flag, False, help="run handlers in the consumer instead of queueing to RQ")
     monitor: Any = option(having("notice", "notice_error"), help="object told of every event", env=False)
     logger: Any = option(
         having("debug", "info", "warning", "error"), help="logger used by the default monitor", env=False
     )
+    log_level: str | None = option(
+        one_of(*LOG_LEVELS), help="least level of the log lines; info if not given, warning in the environment test"
+    )
+    log_format: str = option(one_of("text", "json"), "text", help="text for people, json for programs")
     retry: Retry = option(retry, Retry(), help="how failed messages are tried again")
     dead_letter: str | None = option(topic_or_none, help="topic for messages that failed every attempt")
     job_size: int = option(whole(1), 100, help="most messages packed into one RQ job")
     job_timeout: float = option(seconds, 180.0, help="seconds one message may take in a worker")
     shutdown_timeout: float = option(seconds, 30.0, help="seconds a clean stop may take")
+    health: str | None = option(address, help="port, or host:port, where /healthz and /readyz are answered")
     kafka: Kafka = section(Kafka)
     connection_pool: ConnectionPool = section(ConnectionPool)
 

@@ -49,8 +49,9 @@ def _target(function: Any, *, wrapped: bool = False) -> Any:
     return function if inspect.isroutine(function) else type(function).__call__
 
 
-def name_of(function: Handler) -> str:
-    return getattr(function, "__qualname__", repr(function))
+def name_of(thing: Any) -> str:
+    """The name of a function, a class or a module; of an object, that of its class."""
+    return getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None) or type(thing).__qualname__
 
 
 def _is_message(hint: Any) -> bool:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from redis import Redis
+from redis.exceptions import ResponseError
 from rq import Queue, Worker
 from rq.scheduler import RQScheduler
 
@@ -31,11 +33,14 @@ CLEAN_LOCK = 60
 class Upkeep(threading.Thread):
     """One thread that looks after flowkit's queues. Where several processes run one, RQ's locks per queue pick who works."""
 
-    def __init__(self, redis_settings: str | Mapping[str, Any], application: str) -> None:
+    def __init__(
+        self, redis_settings: str | Mapping[str, Any], application: str, *, check_redis: bool = False
+    ) -> None:
         super().__init__(name="flowkit-upkeep", daemon=True)
         self.redis = connect(redis_settings)
         self.application = application
         self._ended = threading.Event()
+        self._check_redis = check_redis
         self._scheduler: RQScheduler | None = None
         self._queues: list[Queue] = []
         self._clean_at = 0.0
@@ -67,6 +72,10 @@ class Upkeep(threading.Thread):
 
     def turn(self) -> None:
         """Puts due retries back; every ``CLEAN_EVERY`` seconds also what killed workers left."""
+        if self._check_redis:
+            for sentence in weaknesses(self.redis):
+                logger.warning("%s", sentence)
+            self._check_redis = False
         cleaning = time.monotonic() >= self._clean_at
         if cleaning:
             self._clean_at = time.monotonic() + CLEAN_EVERY
@@ -115,3 +124,19 @@ class Upkeep(threading.Thread):
             queue.intermediate_queue.cleanup(janitor, queue)
         finally:
             queue.release_maintenance_lock()
+
+
+def weaknesses(redis: Redis) -> list[str]:
+    """In which ways this Redis may lose messages, as it is configured; none where it does not tell."""
+    try:
+        config: Any = redis.config_get("maxmemory-policy", "appendonly")
+    except ResponseError as error:  # where somebody else runs it, CONFIG is often not allowed
+        logger.info("Redis does not say how it is configured, so this was not checked: %s", error)
+        return []
+    found = []
+    policy = config.get("maxmemory-policy", "noeviction")
+    if policy != "noeviction":
+        found.append(f"Redis may throw queued messages away: its maxmemory-policy is {policy}; set noeviction")
+    if config.get("appendonly", "yes") != "yes":
+        found.append("Redis loses queued messages when it is killed: set appendonly yes")
+    return found

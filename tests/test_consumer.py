@@ -467,7 +467,7 @@ def test_a_dead_letter_after_every_attempt_and_then_progress(clock: Clock) -> No
     assert headers["kafka_dlt-exception-fqcn"] == b"builtins.ValueError"
     assert headers["kafka_dlt-exception-message"] == b"cannot do 2"
     assert headers["flowkit-attempts"] == b"3"
-    assert loop.events.count("dead_letter") == 1
+    assert loop.events.count("dead") == 1
 
 
 def test_a_dead_letter_takes_any_error_text(clock: Clock) -> None:
@@ -522,7 +522,7 @@ def test_a_dead_letter_that_cannot_be_delivered_keeps_the_message(
     loop.turn(10, after=1)
     assert seen == [1] + [2] * 10
     assert loop.committed("a") == 1
-    assert [event for event, _, _ in loop.events.errors].count("dead_letter") == 9
+    assert [event for event, _, _ in loop.events.errors].count("delivery") == 9
 
     loop.broker.create("dead")
     loop.broker.refuse = None
@@ -1697,3 +1697,92 @@ def test_run_ends_soon_after_a_stop(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     thread.join(5)
     assert not thread.is_alive()
     assert broker.commits["g"] == {A: 1}
+
+# What the monitor is told.
+
+
+def test_consumed_counts_the_messages_of_a_partition_inline_and_queued(clock: Clock) -> None:
+    app = Flowkit("shop")
+    app.add_topic("a", lambda payload: None, inline=True)
+    app.add_topic("b", lambda payload: None)
+    loop = Loop(app, clock, Redis())
+    loop.put("a", 1, 2)
+    loop.put("b", 3)
+    loop.turn(2)
+    told = [details for event, details in loop.events.notices if event == "consumed"]
+    assert sorted(told, key=lambda details: details["topic"]) == [
+        {"topic": "a", "partition": 0, "count": 2, "group": "g"},
+        {"topic": "b", "partition": 0, "count": 1, "group": "g"},
+    ]
+    assert [details for event, details in loop.events.notices if event == "queued"] == [
+        {"topic": "b", "queue": "default", "count": 1, "jobs": 1, "group": "g"}
+    ]
+
+
+def test_responded_counts_what_kafka_confirmed(clock: Clock) -> None:
+    app = make_app()
+
+    @app.topic("a")
+    @app.responds_to("x", multiple_usage=True)
+    def handler(value: int) -> None:
+        for _ in range(value):
+            app.respond_to("x", value)
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+    loop.turn()
+    assert [details for event, details in loop.events.notices if event == "responded"] == [{"topic": "x", "count": 3}]
+
+
+def test_failed_retried_and_dead_follow_a_message(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=2, first=0), dead_letter="dead")
+    failing_at(app, 1)
+    loop = Loop(app, clock)
+    loop.put("a", 1)
+    told: list[tuple[str, Any]] = []
+
+    def notice_error(event: str, error: BaseException, **details: Any) -> None:
+        told.append((event, (details["attempt"], details["last"])))
+
+    loop.broker.create("dead")
+    loop.events.notice_error = notice_error  # type: ignore[method-assign]
+    loop.turn(3)
+    where = {"topic": "a", "partition": 0, "offset": 0, "group": "g"}
+    notices = [(event, details) for event, details in loop.events.notices if event in ("retried", "dead")]
+    assert told == [("failed", (1, False)), ("failed", (2, True))]
+    assert notices == [
+        ("retried", {**where, "attempt": 2, "delay": 0.0}),
+        ("dead", {**where, "attempt": 2, "dead_letter": "dead"}),
+    ]
+
+
+def test_a_message_without_a_dead_letter_has_no_last_attempt(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=2, first=0))
+    last: list[bool] = []
+
+    @app.topic("a")
+    def handler(value: int, message: Message) -> None:
+        last.append(message.last_attempt)
+        raise ValueError
+
+    @app.after_failure
+    def report(error: Exception, message: Message) -> None:
+        last.append(message.last_attempt)
+
+    loop = Loop(app, clock)
+    loop.put("a", 1)
+    loop.turn(4)
+    assert last == [False] * 8
+
+
+def test_a_custom_worker_is_told_of_with_its_name(clock: Clock) -> None:
+    class Slow:
+        def perform_async(self, topic: str, params: Any) -> None: ...
+
+    app = Flowkit("shop")
+    app.add_topic("a", lambda payload: None, worker=Slow())
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+    loop.turn()
+    [told] = [details for event, details in loop.events.notices if event == "queued"]
+    assert told == {"topic": "a", "worker": Slow.__qualname__, "count": 2, "group": "g"}

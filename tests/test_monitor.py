@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from flowkit import Flowkit, Monitor
+from flowkit import ConfigurationError, Flowkit, Monitor
+from flowkit.monitor import LEVELS
 
-LOUD = ["started", "stopped", "assigned", "revoked", "recovered"]
-QUIET = ["consumed", "queued", "performed", "something of tomorrow"]
-WARNING = ["rewound", "dead_letter"]
+LOUD = ["started", "stopped", "rebalanced", "recovered"]
+QUIET = ["consumed", "queued", "performed", "responded", "retried", "something of tomorrow"]
+WARNING = ["rewound", "dead"]
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_an_error_is_told_with_its_details(monitor: Monitor, caplog: pytest.LogC
 
 
 def test_an_error_may_bring_its_own_words(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
-    monitor.notice_error("handler", ValueError("full"), message="100% of orders[2]@7 failed", topic="orders")
+    monitor.notice_error("failed", ValueError("full"), message="100% of orders[2]@7 failed", topic="orders")
 
     assert caplog.records[0].getMessage() == "100% of orders[2]@7 failed"
 
@@ -85,7 +86,7 @@ def test_an_error_has_its_traceback_where_asked_for(monitor: Monitor, caplog: py
     try:
         raise ValueError("full")
     except ValueError as error:
-        monitor.notice_error("handler", error, traceback=True)
+        monitor.notice_error("failed", error, traceback=True)
 
     assert "Traceback" in caplog.text
     assert "test_an_error_has_its_traceback" in caplog.text
@@ -133,6 +134,108 @@ def test_a_monitor_that_fails_itself_stops_nothing(caplog: pytest.LogCaptureFixt
 
     app = Flowkit("shop", monitor=Broken())
     app.events.notice("consumed", count=3)
-    app.events.notice_error("handler", ValueError("bad"))
+    app.events.notice_error("failed", ValueError("bad"))
     assert "the monitor failed at notice('consumed')" in caplog.text
-    assert "the monitor failed at notice_error('handler', ValueError('bad'))" in caplog.text
+    assert "the monitor failed at notice_error('failed', ValueError('bad'))" in caplog.text
+
+
+class Counting(Monitor):
+    """Overrides the methods of three events."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger)
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    def consumed(self, **details: Any) -> None:
+        self.seen.append(("consumed", details))
+
+    def failed(self, **details: Any) -> None:
+        self.seen.append(("failed", details))
+
+    def dead(self, **details: Any) -> None:
+        self.seen.append(("dead", details))
+
+
+def test_a_subclass_has_a_method_an_event(caplog: pytest.LogCaptureFixture) -> None:
+    error = ValueError("full")
+    monitor = Counting(logging.getLogger("shop"))
+
+    monitor.notice("consumed", topic="orders", count=7)
+    monitor.notice("performed", topic="orders", count=7)
+    monitor.notice_error("failed", error, message="no", traceback=True, topic="orders", attempt=2)
+    monitor.notice_error("broker", error)
+
+    assert monitor.seen == [
+        ("consumed", {"topic": "orders", "count": 7}),
+        ("failed", {"error": error, "topic": "orders", "attempt": 2}),
+    ]
+    assert caplog.messages == ["no", "broker failed : ValueError: full"]
+
+
+def test_every_event_has_a_method_that_says_what_it_is_told() -> None:
+    for event in (*LEVELS, "failed"):
+        method = getattr(Monitor, event)
+        assert method.__doc__, event
+        assert method(Monitor(logging.getLogger("shop")), count=1) is None
+
+
+def test_a_monitor_may_be_given_as_a_class() -> None:
+    app = Flowkit("shop", monitor=Counting, logger=logging.getLogger("mine"))
+
+    assert isinstance(app.monitor, Counting)
+    assert app.monitor.logger.name == "mine"
+
+
+def test_functions_subscribe_to_events_beside_the_monitor() -> None:
+    app = Flowkit("shop")
+    some: list[Any] = []
+    every: list[Any] = []
+    error = ValueError("full")
+
+    @app.on_event("failed", "dead")
+    def count(event: str, **details: Any) -> None:
+        some.append((event, details))
+
+    @app.on_event()
+    async def note(event: str, **details: Any) -> None:
+        every.append(event)
+
+    app.events.notice("consumed", count=1)
+    app.events.notice("dead", topic="orders")
+    app.events.notice_error("failed", error, message="orders[0]@7 failed", traceback=True, topic="orders")
+
+    assert some == [
+        ("dead", {"topic": "orders"}),
+        ("failed", {"error": error, "message": "orders[0]@7 failed", "topic": "orders"}),
+    ]
+    assert every == ["consumed", "dead", "failed"]
+    app.stop()
+
+
+def test_a_subscriber_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    app = Flowkit("shop")
+    seen: list[str] = []
+
+    @app.on_event("consumed")
+    def broken(event: str, **details: Any) -> None:
+        raise OSError("no network")
+
+    @app.on_event("consumed")
+    def after(event: str, **details: Any) -> None:
+        seen.append(event)
+
+    app.events.notice("consumed", count=1)
+
+    assert "failed at the event 'consumed'" in caplog.text
+    assert seen == ["consumed"]
+
+
+@pytest.mark.parametrize(
+    ("event", "advice"),
+    [("comsumed", "did you mean 'consumed'?"), (print, "write @app.on_event() for all events")],
+)
+def test_an_event_that_does_not_exist_is_refused(event: Any, advice: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Flowkit("shop").on_event(event)
+
+    assert advice in str(caught.value)

@@ -68,7 +68,10 @@ def every_option(kind: type = Settings, path: str = "") -> Iterator[tuple[str, b
 OPTIONS: list[tuple[str, Any, str | None, Any]] = [
     ("name", "store", "store", "store"),
     ("redis", "redis://r:1/2", "redis://r:1/2", "redis://r:1/2"),
+    ("env", "production", "production", "production"),
     ("inline", True, "true", True),
+    ("log_level", "debug", "DEBUG", "debug"),
+    ("log_format", "json", "json", "json"),
     ("monitor", Monitor, None, Monitor),
     ("logger", logging.getLogger("shop"), None, logging.getLogger("shop")),
     ("retry", 9, "9", Retry(attempts=9)),
@@ -116,7 +119,14 @@ def test_an_environment_variable_sets_it(path: str, given: Any, text: str, expec
     ("path", "given", "text", "expected"), FROM_ENVIRONMENT, ids=[option[0] for option in FROM_ENVIRONMENT]
 )
 def test_the_environment_wins_over_the_keyword(path: str, given: Any, text: str, expected: Any) -> None:
-    other = {"name": "x", "inline": False, "redis": "redis://other", "kafka.hosts": "other:1"}.get(path)
+    other = {
+        "name": "x",
+        "inline": False,
+        "redis": "redis://other",
+        "kafka.hosts": "other:1",
+        "log_level": "error",
+        "log_format": "text",
+    }.get(path)
     if other is None:
         other = "other" if isinstance(expected, str) else 3
 
@@ -176,6 +186,19 @@ def test_texts_that_mean_false(text: str) -> None:
     assert load({"FLOWKIT_INLINE": text}, inline=True).inline is False
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("prod", "production"), ("DEV", "development"), ("staging", "staging"), ("test", "test")]
+)
+def test_environments_have_short_names_and_may_have_names_of_their_own(name: str, expected: str) -> None:
+    assert load({"FLOWKIT_ENV": name}).env == expected
+
+
+def test_a_misspelt_environment_is_refused() -> None:
+    assert mistakes({"FLOWKIT_ENV": "prodution"}) == [
+        "env: did you mean production?, got 'prodution' (from FLOWKIT_ENV)"
+    ]
+
+
 def test_an_empty_dead_letter_variable_switches_dead_letters_off() -> None:
     assert load({"FLOWKIT_DEAD_LETTER": ""}, dead_letter="dead").dead_letter is None
 
@@ -210,6 +233,10 @@ WRONG: list[tuple[str, Any, str]] = [
     ("redis", "http://r", "expected redis://host:port/db"),
     ("redis", "redis://r:port/0", "expected redis://host:port/db"),
     ("redis", 7, "expected redis://host:port/db"),
+    ("env", " ", "expected a text that is not empty"),
+    ("env", "prodution", "did you mean production?, got 'prodution'"),
+    ("log_level", "loud", "expected one of debug, info, warning, error, got 'loud'"),
+    ("log_format", "xml", "expected one of text, json, got 'xml'"),
     ("inline", "maybe", "expected true or false, got 'maybe'"),
     ("inline", 1, "expected true or false, got 1"),
     ("monitor", print, "expected an object with notice() and notice_error()"),

@@ -13,9 +13,10 @@ import typer
 from ..reporting import reported
 from .base import cli, version_of
 from .dev import dev
-from .running import run, worker
+from .running import run, stop, worker
 from .sending import Send, send
 from .showing import flow, info, routes
+from .web import web
 
 __all__ = ["cli", "main"]
 
@@ -24,9 +25,11 @@ cli.command()(dev)
 cli.command(cls=Send)(send)
 cli.command()(run)
 cli.command()(worker)
+cli.command()(stop)
 cli.command()(routes)
 cli.command()(flow)
 cli.command()(info)
+cli.command()(web)
 
 
 def main() -> NoReturn:

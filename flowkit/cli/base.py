@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ import typer
 
 from ..errors import ConfigurationError
 from ..reporting import load
+from ..settings import LOG_LEVELS
 
 if TYPE_CHECKING:
     from ..app import Flowkit
@@ -43,33 +43,31 @@ Examples:
 
 App = Annotated[str | None, typer.Argument(metavar="APP", help="module:attribute; FLOWKIT_APP if not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-LogLevel = Annotated[str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")]
+LogLevel = Annotated[
+    str | None,
+    typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error; the setting if not given."),
+]
 
 
-def _log(level: str) -> int:
-    number = logging.getLevelNamesMapping().get(level.upper())
-    if number is None:
-        raise ConfigurationError(f"--log-level is debug, info, warning or error, not {level!r}")
-    return number
-
-
-def load_and_log(reference: str | None, level: str) -> Flowkit:
+def load_and_log(reference: str | None, level: str | None) -> Flowkit:
     """The application, and our log lines on stderr unless it has set up logging itself."""
-    from ..server import log_to_stderr
+    from ..logs import log_to_stderr
 
-    number = _log(level)
+    if level is not None and level.lower() not in LOG_LEVELS:
+        raise ConfigurationError(f"--log-level is {', '.join(LOG_LEVELS[:-1])} or {LOG_LEVELS[-1]}, not {level!r}")
     application = load(reference)
-    log_to_stderr(number)
+    log_to_stderr(application, level)
     return application
+
+
+def names_of(option: str | None) -> list[str]:
+    """The names in an option that takes several, with commas."""
+    return [name.strip() for name in (option or "").split(",") if name.strip()]
 
 
 def style(text: str, **style: Any) -> str:
     """For a terminal; ``typer.echo`` takes it away again where the output goes elsewhere."""
     return text if os.environ.get("NO_COLOR") else typer.style(text, **style)
-
-
-def name_of(thing: Any) -> str:
-    return getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None) or type(thing).__qualname__
 
 
 def table(rows: Sequence[Mapping[str, str]], usual: Mapping[str, str]) -> None:

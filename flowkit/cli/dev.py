@@ -37,6 +37,11 @@ def dev(
     from ..watch import Watcher
 
     application = load(app)
+    if application.settings.env == "production":
+        raise ConfigurationError(
+            "flowkit dev keeps nothing, so it does not start in the environment production; use `flowkit run` and"
+            " `flowkit worker`, or set FLOWKIT_ENV=development"
+        )
     if not application.routes:
         raise ConfigurationError(f"{application.reference} has no topics; register a handler with @app.topic(...)")
     with stop_requested() as stop:

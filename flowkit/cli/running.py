@@ -1,31 +1,65 @@
-"""``flowkit run`` and ``flowkit worker``."""
+"""``flowkit run`` and ``flowkit worker``, and ``flowkit stop`` for those that run in the background."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import ConfigurationError
-from .base import App, LogLevel, load_and_log
+from .base import App, LogLevel, load_and_log, names_of
+
+AsDaemon = Annotated[
+    bool, typer.Option("--daemon", "-d", help="Go on in the background, once everything is ready; see `flowkit stop`.")
+]
+PidPath = Annotated[
+    Path | None,
+    typer.Option("--pid", metavar="FILE", help="With --daemon: its pid file, if not tmp/flowkit-COMMAND.pid."),
+]
+LogPath = Annotated[
+    Path | None,
+    typer.Option("--log", metavar="FILE", help="With --daemon: for its output, if not log/flowkit-COMMAND.log."),
+]
+RUN_PID = Path("tmp/flowkit-run.pid")
 
 
-def run(app: App = None, log_level: LogLevel = "info") -> None:
+def run(
+    app: App = None,
+    topics: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Consume these topics only, with commas.")
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Consume the topics of these groups only, with commas.")
+    ] = None,
+    log_level: LogLevel = None,
+    daemon: AsDaemon = False,
+    pid: PidPath = None,
+    log: LogPath = None,
+) -> None:
     """Consume: run inline handlers, put other messages on their queues.
 
-    Ends on SIGTERM or Ctrl-C after the message in hand; a second one ends it at once.
+    Ends on SIGTERM or Ctrl-C after the message in hand; a second one ends it at once. Start several, on one machine or
+    many: they share the partitions. systemd, Docker and Kubernetes want it in the foreground, as it is; where none of them
+    is at hand, --daemon lets it go on alone, and the command returns when it consumes or has failed. SIGHUP reopens the log.
 
     \b
     Examples:
       flowkit run shop:app
+      flowkit run shop:app --topics orders,payments
       FLOWKIT_KAFKA_HOSTS=kafka:9092 flowkit run shop:app
+      flowkit run shop:app --daemon --pid shop.pid --log shop.log
     """
     from ..server import Server
 
-    code = Server(load_and_log(app, log_level)).run()
-    if code:
-        raise typer.Exit(code)
+    with _maybe_daemon("run", daemon, pid, log) as ready:
+        application = load_and_log(app, log_level)
+        code = Server(application, topics=names_of(topics), groups=names_of(groups), on_ready=ready).run()
+        if code:
+            raise typer.Exit(code)
 
 
 def worker(
@@ -35,7 +69,10 @@ def worker(
         typer.Option(metavar="NAMES", help="Queues, with commas; if not given, those of the routes and of hooks."),
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
-    log_level: LogLevel = "info",
+    log_level: LogLevel = None,
+    daemon: AsDaemon = False,
+    pid: PidPath = None,
+    log: LogPath = None,
 ) -> None:
     """Work on the queues: run the handlers of queued messages.
 
@@ -48,14 +85,50 @@ def worker(
     """
     from ..worker import Workers, route_queues
 
-    application = load_and_log(app, log_level)
-    application.settings_for_queues()
-    names = [name.strip() for name in queues.split(",") if name.strip()] if queues else None
-    if not (names or route_queues(application)):
-        raise ConfigurationError(
-            f"{application.reference} queues nothing: all its routes are inline; `flowkit run` does all the work"
-        )
-    print(f"flowkit: working on {', '.join(names or route_queues(application))}", file=sys.stderr)
-    code = Workers(application, names, burst=burst).run()
-    if code:
-        raise typer.Exit(code)
+    with _maybe_daemon("worker", daemon, pid, log) as ready:
+        application = load_and_log(app, log_level)
+        application.settings_for_queues()
+        names = names_of(queues) or None
+        if not (names or route_queues(application)):
+            raise ConfigurationError(
+                f"{application.reference} queues nothing: all its routes are inline; `flowkit run` does all the work"
+            )
+        print(f"flowkit: working on {', '.join(names or route_queues(application))}", file=sys.stderr)
+        code = Workers(application, names, burst=burst, on_ready=ready).run()
+        if code:
+            raise typer.Exit(code)
+
+
+def stop(
+    pid: Annotated[Path, typer.Option("--pid", metavar="FILE", help="The pid file it was started with.")] = RUN_PID,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds to wait for its end.", min=0)] = 60.0,
+) -> None:
+    """Stop what runs in the background: finish the messages in hand.
+
+    Returns when it has ended, with code 0 if its end was clean.
+
+    \b
+    Examples:
+      flowkit stop
+      flowkit stop --pid shop.pid --timeout 120
+    """
+    from ..daemon import stop
+
+    typer.echo(stop(pid, timeout))
+
+
+@contextlib.contextmanager
+def _maybe_daemon(
+    command: str, daemon: bool, pid: Path | None, log: Path | None
+) -> Iterator[Callable[[], None] | None]:
+    if not daemon:
+        if pid or log:
+            raise ConfigurationError("--pid and --log are for --daemon; without it, output goes to where you see it")
+        yield None
+        return
+    from ..daemon import daemonized
+
+    with daemonized(
+        pid or RUN_PID.with_name(f"flowkit-{command}.pid"), log or Path(f"log/flowkit-{command}.log")
+    ) as ready:
+        yield ready

@@ -10,7 +10,8 @@ import typer
 
 from ..errors import FlowkitError
 from ..reporting import load
-from .base import App, AsJson, name_of, print_json, style, table, version_of
+from ..signature import name_of
+from .base import App, AsJson, print_json, style, table, version_of
 
 if TYPE_CHECKING:
     from ..app import Flowkit
