@@ -1111,3 +1111,56 @@ def test_a_custom_worker_gives_its_messages_back_to_the_application(shop: Shop) 
     assert told == [2]
     with pytest.raises(QueueError, match="params lack 'offset'"):
         shop.app.perform(topic, {"partition": 0})
+
+
+# What the monitor and the hooks are told.
+
+
+def test_events_follow_the_messages_of_a_job(shop: Shop) -> None:
+    shop.app.add_topic("orders", _fails_for_two, retry=Retry(attempts=2, first=0, jitter=0))
+    shop.app.add_response(_fails_for_two, "bills")
+    told: list[tuple[str, dict[str, Any]]] = []
+    last: list[tuple[int, bool]] = []
+
+    @shop.app.on_event("performed", "responded", "failed", "retried", "dead")
+    def remember(event: str, **details: Any) -> None:
+        details.pop("error", None)
+        details.pop("message", None)
+        told.append((event, details))
+
+    @shop.app.after_failure
+    def report(error: Exception, message: Message) -> None:
+        last.append((message.attempt, message.last_attempt))
+
+    shop.enqueue("orders", b"1", b"2", b"3")
+    shop.work_all()
+
+    where = {"topic": "orders", "partition": 0, "offset": 1, "group": "shop_orders"}
+    assert told == [
+        ("responded", {"topic": "bills", "count": 2}),
+        ("performed", {"topic": "orders", "count": 3, "failed": 1}),
+        ("failed", {**where, "attempt": 1, "last": False}),
+        ("retried", {**where, "attempt": 2, "delay": 0}),
+        ("performed", {"topic": "orders", "count": 1, "failed": 1}),
+        ("failed", {**where, "attempt": 2, "last": True}),
+        ("dead", {**where, "attempt": 2, "dead_letter": None}),
+    ]
+    assert last == [(1, False), (2, True)]
+
+
+def test_a_dead_letter_is_told_with_its_topic(shop: Shop) -> None:
+    shop.app.add_topic("orders", _always_fails, retry=1, dead_letter="orders.dead")
+    told: list[dict[str, Any]] = []
+    shop.app.on_event("dead")(lambda event, **details: told.append(details))
+
+    shop.enqueue("orders", b"1")
+    shop.work_all()
+
+    where = {"topic": "orders", "partition": 0, "offset": 0, "group": "shop_orders"}
+    assert told == [{**where, "attempt": 1, "dead_letter": "orders.dead"}]
+
+
+def _fails_for_two(payload: int) -> int:
+    if payload == 2:
+        raise ValueError("two")
+    return payload

@@ -262,3 +262,34 @@ def test_rqs_own_worker_does_not_clean_while_it_does(background: Background) -> 
     background.abandoned()
     Worker([background.queue], connection=background.redis, serializer=Envelope).clean_registries()
     assert background.scheduled.get_job_ids() == []
+
+
+# In production it says how this Redis may lose messages.
+
+
+def test_a_redis_that_may_lose_messages_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with RedisServer(tmp_path) as server, Redis.from_url(server.url) as redis:
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+        redis.config_set("appendonly", "no")
+        upkeep = Upkeep(server.url, "shop", check_redis=True)
+        upkeep.turn()
+        upkeep.turn()
+        upkeep.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "Redis may throw queued messages away: its maxmemory-policy is allkeys-lru; set noeviction",
+        "Redis loses queued messages when it is killed: set appendonly yes",
+    ]
+
+
+def test_a_durable_redis_is_not_spoken_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with RedisServer(tmp_path) as server, Redis.from_url(server.url) as redis:
+        redis.config_set("maxmemory-policy", "noeviction")
+        redis.config_set("appendonly", "yes")
+        assert module.weaknesses(redis) == []
+
+
+def test_a_redis_that_does_not_tell_is_left_alone(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server, Redis.from_url(server.url) as redis:
+        redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-config")
+        with Redis(port=server.port, username="app", password="pw") as limited:
+            assert module.weaknesses(limited) == []
