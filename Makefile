@@ -1,12 +1,13 @@
 # make demo    a real application on embedded parts: nothing to install by hand
 # make test    every test, on a real Apache Kafka (needs Java 17 and Maven) and a real Redis
-# make lint types bench clean
+# make docs    the documentation, as a site in build/site
+# make lint types format bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint format types bench clean
+.PHONY: demo test docs lint format types bench clean
 
 $(VENV)/.installed: setup.cfg setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowkit needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
@@ -21,6 +22,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

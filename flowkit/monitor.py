@@ -40,7 +40,7 @@ class Monitor:
     """What happens in an application, one method an event: this one logs them.
 
     A subclass overrides ``notice`` or ``notice_error``, which are told of everything, or the method of an event, which is
-    called after the log line; counts are per batch, not per message. Details may be added later, so take ``**details``.
+    called after the log line; counts are per batch, not per message. End an override in ``**details``: more may come.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -52,7 +52,7 @@ class Monitor:
         if self.logger.isEnabledFor(level):
             self.logger.log(level, "%s %s", event, _words(details), extra=_extra(event, details))
         if event in LEVELS:
-            getattr(self, event)(**details)
+            self._call(event, details)
 
     def notice_error(self, event: str, error: BaseException, **details: Any) -> None:
         """Something failed: logs it, and calls ``failed`` where it was an attempt of a message.
@@ -64,52 +64,65 @@ class Monitor:
         traceback = error if details.pop("traceback", False) else None
         self.logger.error(text, exc_info=traceback, extra=_extra(event, details))
         if event == "failed":
-            self.failed(error=error, **details)
+            self._call(event, {"error": error, **details})
 
-    def started(self, **details: Any) -> None:
-        """A process began to consume: ``application``, ``groups``, ``pid``."""
+    def _call(self, event: str, details: dict[str, Any]) -> None:
+        if getattr(type(self), event) is not getattr(Monitor, event):
+            getattr(self, event)(**details)
 
-    def stopped(self, **details: Any) -> None:
-        """It ended: ``application``, ``clean``."""
+    # One method an event, for subclasses.
 
-    def rebalanced(self, **details: Any) -> None:
-        """Partitions came or went: ``group``, and ``assigned``, ``revoked`` or ``lost`` as text, ``orders[0],orders[1]``."""
+    def started(self, *, application: str, groups: str, pid: int) -> None:
+        """A process began to consume."""
 
-    def consumed(self, **details: Any) -> None:
-        """Messages of one partition were handled inline or passed on: ``topic``, ``partition``, ``count``, ``group``."""
+    def stopped(self, *, application: str, clean: bool) -> None:
+        """It ended."""
 
-    def queued(self, **details: Any) -> None:
-        """Messages went to Redis (``queue``, ``jobs``) or to a custom ``worker``: ``topic``, ``count``, ``group``."""
+    def rebalanced(
+        self, *, group: str, assigned: str | None = None, revoked: str | None = None, lost: str | None = None
+    ) -> None:
+        """Partitions came or went: one of the three is there, as ``orders[0],orders[1]``."""
 
-    def performed(self, **details: Any) -> None:
-        """A job was worked on: ``topic``, ``count`` of messages, ``failed`` of these."""
+    def consumed(self, *, topic: str, partition: int, count: int, group: str) -> None:
+        """Messages of one partition were handled inline, or passed on."""
 
-    def responded(self, **details: Any) -> None:
-        """Kafka confirmed responses: ``topic`` they went to, ``count``."""
+    def queued(
+        self,
+        *,
+        topic: str,
+        count: int,
+        group: str,
+        queue: str | None = None,
+        jobs: int | None = None,
+        worker: str | None = None,
+    ) -> None:
+        """Messages are in Redis (``queue``, ``jobs``), or with a custom ``worker``."""
 
-    def failed(self, **details: Any) -> None:
-        """An attempt of a message failed: ``error``, ``topic``, ``partition``, ``offset``, ``group``, ``attempt``.
+    def performed(self, *, topic: str, count: int, failed: int) -> None:
+        """A job of ``count`` messages was worked on, and ``failed`` of them failed."""
 
-        ``last`` is True where it is not tried again by itself.
+    def responded(self, *, topic: str, count: int) -> None:
+        """Kafka confirmed responses that went to ``topic``."""
+
+    def failed(self, *, error: BaseException, topic: str, attempt: int, last: bool, **place: Any) -> None:
+        """An attempt of a message failed; ``last``: it is not tried again by itself.
+
+        ``place`` is its ``partition``, ``offset`` and ``group``, where its job could be read.
         """
 
-    def retried(self, **details: Any) -> None:
-        """A failed message is tried again: ``topic``, ``partition``, ``offset``, ``group``, the next ``attempt``.
+    def retried(self, *, topic: str, partition: int, offset: int, group: str, attempt: int, delay: float) -> None:
+        """A failed message is tried again, as attempt number ``attempt``, after ``delay`` seconds."""
 
-        ``delay`` is the seconds until then.
-        """
+    def dead(
+        self, *, topic: str, partition: int, offset: int, group: str, attempt: int, dead_letter: str | None
+    ) -> None:
+        """A message failed every attempt: it went to the topic ``dead_letter``, or (None) stays in RQ's FailedJobRegistry."""
 
-    def dead(self, **details: Any) -> None:
-        """A message failed every attempt: ``topic``, ``partition``, ``offset``, ``group``, ``attempt``.
+    def recovered(self, *, message: str, group: str, failures: int | None = None) -> None:
+        """What had failed works again."""
 
-        ``dead_letter`` is the topic it went to; None where it stays in RQ's FailedJobRegistry.
-        """
-
-    def recovered(self, **details: Any) -> None:
-        """What had failed works again: ``message`` says what, ``group``."""
-
-    def rewound(self, **details: Any) -> None:
-        """A group was set back on purpose, and its messages are queued again: ``group``, ``partition``, ``offset``."""
+    def rewound(self, *, group: str, partition: str, offset: int | None) -> None:
+        """A group was set back on purpose, and its messages are queued again."""
 
 
 class Guard:

@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 
 from flowkit import Flowkit, ParserError, PayloadError
+from flowkit.clients.memory import Broker
+from flowkit.consumer import Consumer
+from flowkit.producer import Producer
 from flowkit.testing import Client
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ("mini", "shop", "configured", "observed")
 
 
 ORDER = {"id": 7, "user": "ann", "total": 20.0}
@@ -26,9 +30,9 @@ ORDER = {"id": 7, "user": "ann", "total": 20.0}
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """Imports an example, and forgets it afterwards: other tests have modules of these names too."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    before = {name: sys.modules.pop(name) for name in ("mini", "shop") if name in sys.modules}
+    before = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
     yield importlib.import_module
-    for name in ("mini", "shop"):
+    for name in NAMES:
         sys.modules.pop(name, None)
     sys.modules.update(before)
 
@@ -112,3 +116,50 @@ class TestShop:
     def test_many_orders(self, flowkit_client: Client) -> None:
         calls = flowkit_client.send_batch("orders", [ORDER | {"id": number} for number in range(5)])
         assert [call.sent("invoices").value["order"] for call in calls] == [0, 1, 2, 3, 4]
+
+
+class TestConfigured:
+    @pytest.fixture
+    def module(self, load: Callable[[str], Any]) -> Any:
+        return load("configured")
+
+    @pytest.fixture
+    def flowkit_app(self, module: Any) -> Flowkit:
+        app: Flowkit = module.app
+        return app
+
+    def test_the_rate_is_that_of_development(self, flowkit_client: Client) -> None:
+        assert flowkit_client.send("store.orders", {"total": 50}).sent("store.taxes").value == 5.0
+
+    def test_the_rate_is_that_of_production(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLOWKIT_ENV", "production")
+        with Client(module.app) as client:
+            assert client.send("store.orders", {"total": 100}).sent("store.taxes").value == 19.0
+            assert module.DATABASE == ["connected"]
+        assert module.DATABASE == []
+
+    def test_settings_are_as_written(self, flowkit_app: Flowkit) -> None:
+        settings = flowkit_app.settings
+        assert (settings.kafka.offset_commit_interval, settings.retry.attempts) == (1, 3)
+
+
+class TestObserved:
+    """On the consumer itself: the test client tells no monitor."""
+
+    def test_events_are_counted_and_told(
+        self, load: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        module = load("observed")
+        app: Flowkit = module.app
+        broker = Broker()
+        broker.create("numbers")
+        broker.create("numbers.dead")
+        for value in (b"2", b"3", b"4"):
+            broker.append("numbers", value)
+        producer = Producer(lambda: app.settings, broker.producer)
+        consumer = Consumer("g", app.handlings, app.settings, app.events, producer, broker.consumer)
+        consumer.turn()
+        consumer.turn()
+        assert module.COUNTS == {"numbers": 3}
+        assert app.monitor.last_dead == "numbers[0]@1"
+        assert capsys.readouterr().out == "failed: numbers at offset 1\ndead: numbers at offset 1\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
@@ -160,23 +161,26 @@ def test_a_subclass_has_a_method_an_event(caplog: pytest.LogCaptureFixture) -> N
     error = ValueError("full")
     monitor = Counting(logging.getLogger("shop"))
 
-    monitor.notice("consumed", topic="orders", count=7)
-    monitor.notice("performed", topic="orders", count=7)
-    monitor.notice_error("failed", error, message="no", traceback=True, topic="orders", attempt=2)
+    batch = {"topic": "orders", "partition": 2, "count": 7, "group": "g"}
+    monitor.notice("consumed", **batch)
+    monitor.notice("performed", topic="orders", count=7, failed=0)
+    monitor.notice_error("failed", error, message="no", traceback=True, topic="orders", attempt=2, last=False)
     monitor.notice_error("broker", error)
 
     assert monitor.seen == [
-        ("consumed", {"topic": "orders", "count": 7}),
-        ("failed", {"error": error, "topic": "orders", "attempt": 2}),
+        ("consumed", batch),
+        ("failed", {"error": error, "topic": "orders", "attempt": 2, "last": False}),
     ]
     assert caplog.messages == ["no", "broker failed : ValueError: full"]
 
 
-def test_every_event_has_a_method_that_says_what_it_is_told() -> None:
-    for event in (*LEVELS, "failed"):
-        method = getattr(Monitor, event)
-        assert method.__doc__, event
-        assert method(Monitor(logging.getLogger("shop")), count=1) is None
+@pytest.mark.parametrize("event", [*LEVELS, "failed"])
+def test_every_event_has_a_method_that_says_what_it_is_told(event: str) -> None:
+    method = getattr(Monitor, event)
+    names = [name for name in inspect.signature(method).parameters if name not in ("self", "place")]
+
+    assert method.__doc__
+    assert method(Monitor(logging.getLogger("shop")), **dict.fromkeys(names)) is None
 
 
 def test_a_monitor_may_be_given_as_a_class() -> None:
