@@ -20,6 +20,7 @@ from .route import (
     OPTIONS,
     Declaration,
     Handler,
+    Responder,
     Route,
     TopicOptions,
     check_name,
@@ -49,7 +50,7 @@ class Flowkit:
         self._given = {"name": name, **settings}
         self._settings: Settings | None = None
         self._routes: dict[str, Route] = {}
-        self._declarations: dict[Handler, dict[str, Declaration]] = {}
+        self._declarations: dict[Hashable, dict[str, Declaration]] = {}
         self._declared_topics: dict[str, TopicDeclaration] = {}
         self._before: list[tuple[tuple[str, ...], Handler]] = []
         self._after: list[tuple[tuple[str, ...], Handler]] = []
@@ -119,7 +120,7 @@ class Flowkit:
 
     def add_response(
         self,
-        handler: Handler,
+        handler: Handler | Responder,
         topic: str,
         *,
         required: bool = True,
@@ -269,7 +270,7 @@ class Flowkit:
             )
         call.respond_to(topic, data, key=key, partition=partition, partition_key=partition_key, headers=headers)
 
-    def respond_with(self, responder: Handler, *args: Any) -> None:
+    def respond_with(self, responder: Responder, *args: Any) -> None:
         """Calls ``responder(*args)``, a function that declares its topics with ``responds_to`` and calls ``respond_to``.
 
         Its declarations are checked at its end. Inside a handler its responses are sent with the handler's own; outside, it
@@ -302,7 +303,7 @@ class Flowkit:
         """Every topic that some handler or responder declares, also a responder that no route names."""
         return {topic for declared in self._declarations.values() for topic in declared}
 
-    def declarations_of(self, handler: Handler) -> Declarations:
+    def declarations_of(self, handler: Handler | Responder) -> Declarations:
         """What a function or a class declares, also where other decorators wrapped it in between."""
         found: dict[str, Declaration] = {}
         for thing in declaring(handler):

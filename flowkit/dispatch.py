@@ -32,7 +32,7 @@ from .responses import (
     responder_name,
 )
 from .retry import Retry
-from .route import Handler, Route
+from .route import Handler, Responder, Route
 from .settings import Settings
 from .signature import bind, bind_failure, takes_payload_only
 
@@ -67,7 +67,7 @@ class Handling:
         settings: Settings,
         before: Iterable[Handler],
         after: Iterable[Handler],
-        declarations_of: Callable[[Handler], Declarations],
+        declarations_of: Callable[[Handler | Responder], Declarations],
     ) -> None:
         self.route = route
         self.topic = route.topic

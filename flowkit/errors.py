@@ -16,6 +16,8 @@ FlowkitError
 ├── QueueError                  a message could not be handed to its queue, or read back from it
 ├── BrokerUnavailable           no Kafka broker answers
 ├── RedisUnavailable            Redis does not answer
+├── RegistryUnavailable         a schema registry does not answer, or does not let the application in
+├── DaemonError                 a daemon runs already, or did not end, or not as it should
 └── DevStackError               an embedded broker or Redis could not be started
 """
 
@@ -23,7 +25,13 @@ from __future__ import annotations
 
 
 class FlowkitError(Exception):
-    """Base of every error that flowkit raises on purpose."""
+    """Base of every error that flowkit raises on purpose.
+
+    ``passing``: the failure is no fault of the message in hand and may end by itself (a server is away), so it is no attempt
+    of that message. A parser or handler may raise an error of its own kind with ``passing = True``.
+    """
+
+    passing = False
 
 
 class ConfigurationError(FlowkitError):
@@ -101,10 +109,25 @@ class RedisUnavailable(FlowkitError):
     """Redis does not answer."""
 
 
+class RegistryUnavailable(FlowkitError):
+    """A schema registry does not answer, or does not let the application in."""
+
+    passing = True
+
+
+class DaemonError(FlowkitError):
+    """A daemon runs already, or did not end, or not as it should."""
+
+
 class DevStackError(FlowkitError):
     """An embedded broker or Redis could not be started."""
 
 
+def missing_package(what: str, package: str, extra: str) -> ConfigurationError:
+    """The error of a feature whose package is not installed."""
+    return ConfigurationError(f"{what} needs the package {package}: pip install 'flowkit-kafka[{extra}]'")
+
+
 def is_passing(error: BaseException) -> bool:
-    """Whether Kafka's absence is all that failed: no fault of the message, and so no attempt of it."""
-    return isinstance(error, DeliveryError | BrokerUnavailable) and error.passing
+    """Whether the absence of Kafka or the like is all that failed: no fault of the message, and so no attempt of it."""
+    return isinstance(error, FlowkitError) and error.passing

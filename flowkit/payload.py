@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
 from .errors import ConfigurationError, ParserError, PayloadError
-from .parsers import Json
+from .parsers import Json, Raw, Text
 
 Decode = Callable[[bytes | None], Any]
 
@@ -21,7 +21,8 @@ def decoder(parser: Any, annotation: Any) -> Decode:
     """The function that turns the value of a message into a payload.
 
     Untyped (no annotation, ``Any``, ``object``, ``dict``, ``dict[str, Any]``): what the parser gives, None for a tombstone, and
-    ``{"message": value}`` where the parser raises ``ParserError``. Typed: validated, or ``PayloadError``.
+    ``{"message": value}`` where the parser raises ``ParserError``. Typed: validated, or ``PayloadError``; a class that pydantic
+    does not know is fine for a parser of one's own, which may give such objects.
     Raises ``ConfigurationError`` for an annotation that nothing can be validated against.
     """
     if any(annotation is untyped or annotation == untyped for untyped in UNTYPED):
@@ -47,7 +48,13 @@ def _pydantic(parser: Any, annotation: Any) -> Decode:
     from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        except PydanticSchemaGenerationError:
+            if parser in (Json, Text, Raw):
+                raise
+            # a class that the parser may give itself, an Element of XML for instance: it is only looked at
+            adapter = TypeAdapter(annotation, config={"arbitrary_types_allowed": True})
         adapter.rebuild()  # now, and not at the first message, where a type names one that is not there yet
     except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
         raise _impossible(annotation, error) from error

@@ -6,19 +6,20 @@ Responses are held back until the call has ended and the check has passed: a fai
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from .errors import ConfigurationError, ResponseError, ResponseMissing, ResponseRepeated, ResponseUnregistered
 from .message import HeaderPairs, Headers
-from .route import Declaration, Handler
+from .parsers import for_topic
+from .route import Declaration, Responder
 
 Declarations = Mapping[str, Declaration]
 
 
 class Response(NamedTuple):
-    """One message to be sent."""
+    """One message to be sent. ``parser`` is the one declared for it, where it is not its route's."""
 
     topic: str
     value: bytes | None
@@ -26,19 +27,23 @@ class Response(NamedTuple):
     partition: int | None = None
     partition_key: bytes | None = None
     headers: HeaderPairs = ()
+    parser: Any = None
 
 
 class Call:
-    """One call of a handler (or of a responder): who it is, what it declared, what it has responded so far."""
+    """One call of a handler (or of a responder): who it is, what it declared, what it has responded so far.
 
-    __slots__ = ("declarations", "generate", "name", "responder", "responder_calls", "responses")
+    ``parser`` writes the responses for which no other one is declared.
+    """
+
+    __slots__ = ("declarations", "name", "parser", "responder", "responder_calls", "responses")
 
     def __init__(
-        self, name: str, declarations: Declarations, generate: Any, responder: Handler | None = None
+        self, name: str, declarations: Declarations, parser: Any, responder: Responder | None = None
     ) -> None:
         self.name = name
         self.declarations = declarations
-        self.generate = generate
+        self.parser = parser
         self.responder = responder
         self.responses: list[Response] = []
         self.responder_calls = 0
@@ -54,13 +59,16 @@ class Call:
         headers: Any = None,
     ) -> None:
         """Holds one response until the check; raises ``ResponseUnregistered`` for a topic that was not declared."""
-        if topic not in self.declarations:
+        declared = self.declarations.get(topic)
+        if declared is None:
             raise ResponseUnregistered(
                 f"{self.name} responded to {topic!r}, which it does not declare: "
                 + (f"it declares {', '.join(sorted(self.declarations))}; " if self.declarations else "")
                 + f"add @app.responds_to({topic!r})"
             )
-        self.responses.append(response(topic, data, self.generate, key, partition, partition_key, headers))
+        parser = for_topic(declared.parser or self.parser, topic)
+        sent = response(topic, data, parser.generate, key, partition, partition_key, headers)
+        self.responses.append(sent if declared.parser is None else sent._replace(parser=parser))
 
     def take(self) -> list[Response]:
         """The responses so far, which are forgotten here."""
@@ -136,20 +144,78 @@ def _pairs(topic: str, headers: Any) -> HeaderPairs:
     return tuple(pairs)
 
 
+RESPOND = ("respond", "__call__")
+"""The methods that make a class a responder, in the order they are looked for."""
+
+
+def responder_name(responder: Any) -> str:
+    """The name of a function or a class; of an object, that of its class."""
+    named = responder if inspect.isroutine(responder) or isinstance(responder, type) else type(responder)
+    return str(getattr(responder, "__qualname__", named.__qualname__))
+
+
+def _method_of(responder: Any) -> Any:
+    """What a function, a class or an object of one is called by, or None."""
+    if not isinstance(responder, type):
+        return getattr(responder, "respond", responder if callable(responder) else None)
+    methods = [getattr(responder, name) for name in RESPOND if any(name in vars(kind) for kind in responder.__mro__)]
+    return methods[0] if methods else None
+
+
+def check_responder(responder: Any, declarations: Declarations, name: str) -> None:
+    """Raises ``ConfigurationError`` for what cannot be a responder. ``name`` is how to call it in errors."""
+    if not declarations:
+        raise ConfigurationError(f"{name} declares no topic; decorate it with @app.responds_to(...)")
+    method = _method_of(responder)
+    if method is None:
+        raise ConfigurationError(
+            f"{name} has no method `respond`; a responder is a function, or a class that has one"
+        )
+    if inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(type(method).__call__):
+        raise ConfigurationError(f"{name} is async; a responder is a plain function, which an async handler may call")
+    if isinstance(responder, type):
+        try:
+            inspect.signature(responder).bind()
+        except TypeError as error:
+            raise ConfigurationError(
+                f"{name} cannot be made without arguments ({error}); make one, and name that as the responder"
+            ) from error
+
+
+def declaring(handler: Any) -> Iterator[Any]:
+    """All that may carry declarations for a handler or responder, the nearest first: it and what it wraps; for a class
+    or an object of one also its classes and their methods, so that a subclass has those of its parents, and never gives
+    them any.
+    """
+    yield handler
+    if inspect.isroutine(handler):
+        yield from _wrapped(getattr(handler, "__func__", handler))
+        return
+    yield from _wrapped(getattr(handler, "__wrapped__", None))
+    for kind in handler.__mro__ if isinstance(handler, type) else type(handler).__mro__:
+        yield kind
+        for name in RESPOND:
+            yield from _wrapped(vars(kind).get(name))
+
+
+def _wrapped(function: Any) -> Iterator[Any]:
+    while function is not None:
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
 current: ContextVar[Call | None] = ContextVar("flowkit_call", default=None)
 
 
-def respond_with(call: Call | None, responder: Handler, declarations: Declarations, generate: Any, args: Any) -> Any:
+def respond_with(call: Call | None, responder: Responder, declarations: Declarations, parser: Any, args: Any) -> Any:
     """Calls ``responder``, checks its own declarations, and gives its responses to ``call`` where there is one."""
-    name = getattr(responder, "__qualname__", repr(responder))
-    if not declarations:
-        raise ConfigurationError(f"{name} declares no topic; decorate it with @app.responds_to(...)")
-    if inspect.iscoroutinefunction(responder):
-        raise ConfigurationError(f"{name} is async; a responder is a plain function, which an async handler may call")
-    inner = Call(name, declarations, generate)
+    name = responder_name(responder)
+    check_responder(responder, declarations, name)
+    respond = _method_of(responder() if isinstance(responder, type) else responder)
+    inner = Call(name, declarations, parser)
     token = current.set(inner)
     try:
-        responder(*args)
+        respond(*args)
     finally:
         current.reset(token)
     inner.check()

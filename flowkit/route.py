@@ -6,12 +6,23 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from .errors import ConfigurationError
 from .retry import Retry
 
 Handler = Callable[..., Any]
+
+
+class Responding(Protocol):
+    """An object that responds: its method takes what it is given by the handler, or by ``app.respond_with``."""
+
+    @property
+    def respond(self) -> Callable[..., Any]: ...
+
+
+Responder = Handler | Responding
+"""A function, a class whose objects respond (one is made for each call), or such an object."""
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")  # Kafka's own rule: org.apache.kafka.common.internals.Topic
 
@@ -36,11 +47,12 @@ def check_name(noun: str, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """One topic that a handler or responder may send to."""
+    """One topic that a handler or responder may send to. ``parser`` writes it; the route's own where it is None."""
 
     topic: str
     required: bool = True
     multiple_usage: bool = False
+    parser: Any = None
 
     @property
     def when(self) -> str:
@@ -62,7 +74,7 @@ class Route:
     worker: Any = None
     parser: Any = None
     interchanger: Any = None
-    responder: Handler | None = None
+    responder: Responder | None = None
     inline: bool | None = None
     retry: Retry | int | None = None
     dead_letter: str | None = None
@@ -91,7 +103,7 @@ class TopicOptions(TypedDict, total=False):
     - ``worker``: object with ``perform_async(topic, params)`` that takes the messages instead of RQ.
     - ``parser``: object with ``parse`` and ``generate``; JSON if not given.
     - ``interchanger``: object with ``load`` and ``parse``, which carries values through the queue.
-    - ``responder``: function, decorated with ``responds_to``, that is called with what the handler returns.
+    - ``responder``: function or class, decorated with ``responds_to``, that is called with what the handler returns.
     - ``retry``: ``Retry(...)`` or a number of attempts.
     - ``dead_letter``: topic for messages that failed every attempt.
     - ``job_size``: most messages in one RQ job. ``job_timeout``: seconds one message may take in a worker.
@@ -103,7 +115,7 @@ class TopicOptions(TypedDict, total=False):
     worker: Any
     parser: Any
     interchanger: Any
-    responder: Handler
+    responder: Responder
     retry: Retry | int
     dead_letter: str
     job_size: int
@@ -130,11 +142,12 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     queue = options.get("queue")
     if queue is not None and (not isinstance(queue, str) or not queue.strip()):
         raise ConfigurationError(f"topic {topic!r}: queue is the name of an RQ queue, not {queue!r}")
-    for name, wanted in (("parser", ("parse", "generate")), ("interchanger", ("load", "parse"))):
-        _check_functions(topic, name, options.get(name), wanted)
-    _check_functions(topic, "worker", options.get("worker"), ("perform_async",))
-    if options.get("responder") is not None and not callable(options["responder"]):
-        raise ConfigurationError(f"topic {topic!r}: responder is a function, not {options['responder']!r}")
+    check_parser(f"topic {topic!r}", options.get("parser"))
+    _check_functions(f"topic {topic!r}", "interchanger", options.get("interchanger"), ("load", "parse"))
+    _check_functions(f"topic {topic!r}", "worker", options.get("worker"), ("perform_async",), arguments=2)
+    responder = options.get("responder")
+    if responder is not None and not callable(getattr(responder, "respond", responder)):
+        raise ConfigurationError(f"topic {topic!r}: responder is a function or a class, not {responder!r}")
     size, seconds = options.get("job_size"), options.get("job_timeout")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ConfigurationError(f"topic {topic!r}: job_size is a whole number of at least 1, not {size!r}")
@@ -148,10 +161,30 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
         raise ConfigurationError(f"topic {topic!r}: inline=True runs in the consumer; remove queue= and worker=")
 
 
-def _check_functions(topic: str, name: str, value: Any, wanted: tuple[str, ...]) -> None:
+def check_parser(where: str, parser: Any) -> None:
+    """Raises ``ConfigurationError`` for what is neither None nor a parser."""
+    _check_functions(where, "parser", parser, ("parse", "generate"))
+
+
+def _check_functions(where: str, name: str, value: Any, wanted: tuple[str, ...], arguments: int = 1) -> None:
+    if value is None:
+        return
     missing = [function for function in wanted if not callable(getattr(value, function, None))]
-    if value is not None and missing:
+    if missing:
         raise ConfigurationError(
-            f"topic {topic!r}: {name}={value!r} needs the function(s) {', '.join(missing)};"
-            f" a {name} has {' and '.join(wanted)}"
+            f"{where}: {name}={value!r} needs the function(s) {', '.join(missing)};"
+            f" {'an' if name == 'interchanger' else 'a'} {name} has {' and '.join(wanted)}"
         )
+    for function in wanted:
+        try:
+            signature = inspect.signature(getattr(value, function))
+        except ValueError:  # some functions written in C do not say what they take
+            continue
+        try:
+            signature.bind(*(None,) * arguments)
+        except TypeError as error:
+            hint = f"; give an instance: {value.__name__}(...)" if isinstance(value, type) else ""
+            raise ConfigurationError(
+                f"{where}: {name}={value!r}: its {function} is called with {arguments} argument(s), which fails:"
+                f" {error}{hint}"
+            ) from error

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
 import pytest
+import zstandard
 from support import make_app, make_record
 
-from flowkit import QueueError
-from flowkit.interchangers import Base64, Plain, pack, unpack
+from flowkit import ConfigurationError, QueueError
+from flowkit.interchangers import Base64, Plain, Zlib, Zstd, pack, unpack
 
 VALUES = {
     "empty": b"",
@@ -75,7 +77,9 @@ def test_each_single_byte_comes_back(byte: int) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-@pytest.mark.parametrize("interchanger", [None, Base64, Zip, Hex(), Plaintext], ids=repr)
+@pytest.mark.parametrize(
+    "interchanger", [None, Base64, Zlib(), Zlib(9), Zstd(), Zstd(19), Zip, Hex(), Plaintext], ids=repr
+)
 def test_a_message_comes_back_from_its_queue_entry(interchanger: Any, value: bytes) -> None:
     app = make_app(inline=False)
     app.add_topic("orders", print, **({"interchanger": interchanger} if interchanger else {}))
@@ -104,3 +108,37 @@ def test_a_missing_key_or_header_stays_missing() -> None:
 def test_what_flowkit_did_not_queue_is_refused(data: Any) -> None:
     with pytest.raises(QueueError, match="this is not what flowkit put into the queue"):
         unpack(data)
+
+
+def test_compressed_values_are_those_of_the_formats() -> None:
+    value = b"order " * 1000
+
+    assert zlib.decompress(Zlib().load(value)) == value
+    assert zstandard.decompress(Zstd().load(value)) == value
+    assert len(Zlib().load(value)) < len(value) / 50
+    assert len(Zstd().load(value)) < len(value) / 50
+    assert Zlib(1).load(value) != Zlib(9).load(value)
+
+
+@pytest.mark.parametrize("interchanger", [Base64, Zlib(), Zstd()], ids=repr)
+@pytest.mark.parametrize("data", [b"order", b"\x78\x9c", b"\x28\xb5\x2f\xfd\x00", "{}", {"a": 1}, None], ids=repr)
+def test_what_it_did_not_write_is_a_queue_error(interchanger: Any, data: Any) -> None:
+    with pytest.raises(
+        QueueError, match=r"Was the route's interchanger changed while messages were queued\?"
+    ) as caught:
+        interchanger.parse(data)
+    assert str(data)[:60] in str(caught.value)
+
+
+@pytest.mark.parametrize("interchanger", [Zlib(), Zstd()], ids=repr)
+def test_one_interchanger_serves_many_threads(interchanger: Any) -> None:
+    values = [bytes([number]) * 10_000 for number in range(200)]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda value: interchanger.parse(interchanger.load(value)), values)) == values
+
+
+@pytest.mark.parametrize("interchanger", [Zlib, Zstd])
+def test_a_class_that_needs_an_instance_is_refused_at_registration(interchanger: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"give an instance: {interchanger.__name__}\(\.\.\.\)"):
+        make_app().topic("orders", interchanger=interchanger)

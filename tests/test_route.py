@@ -19,6 +19,16 @@ class Worker:
     def perform_async(self, topic: str, params: Any) -> None: ...
 
 
+class Coder:
+    """Its functions need an instance."""
+
+    def parse(self, data: Any) -> Any: ...
+
+    def generate(self, value: Any) -> bytes: ...
+
+    def load(self, value: bytes) -> Any: ...
+
+
 class Codec:
     """A parser and an interchanger in one."""
 
@@ -65,7 +75,6 @@ def test_a_name_is_a_text(name: Any) -> None:
         {"group": "billing"},
         {"queue": "express"},
         {"worker": Worker()},
-        {"worker": Worker},
         {"parser": Codec},
         {"parser": Codec()},
         {"interchanger": Codec},
@@ -102,9 +111,12 @@ def test_what_can_be_passes(options: dict[str, Any]) -> None:
         ({"queue": 7}, "queue is the name of an RQ queue, not 7"),
         ({"parser": handler}, "needs the function(s) parse, generate; a parser has parse and generate"),
         ({"parser": "json"}, "parser='json' needs the function(s) parse, generate"),
-        ({"interchanger": Worker()}, "needs the function(s) load, parse; a interchanger has load and parse"),
+        ({"interchanger": Worker()}, "needs the function(s) load, parse; an interchanger has load and parse"),
+        ({"parser": Coder}, "its parse is called with 1 argument(s), which fails: missing a required argument: 'data'"),
+        ({"interchanger": Coder}, "give an instance: Coder(...)"),
+        ({"worker": Worker}, "missing a required argument: 'params'; give an instance: Worker(...)"),
         ({"worker": handler}, "needs the function(s) perform_async; a worker has perform_async"),
-        ({"responder": "announce"}, "responder is a function, not 'announce'"),
+        ({"responder": "announce"}, "responder is a function or a class, not 'announce'"),
         ({"inline": "yes"}, "inline is True or False, not 'yes'"),
         ({"inline": 2}, "inline is True or False, not 2"),
         ({"inline": True, "queue": "q"}, "inline=True runs in the consumer; remove queue= and worker="),

@@ -1,16 +1,20 @@
 """Parsers turn the bytes of a message into a value and back.
 
 A parser is any object, class or module with two functions: ``parse(data: bytes) -> value``, which raises ``ParserError``
-for what it does not understand, and ``generate(value) -> bytes | str``. ``Json`` is the default.
+for what it does not understand, and ``generate(value) -> bytes | str``. ``Json`` is the default. One that depends on its topic
+has a third, ``for_topic(topic)``, which gives the parser for that topic. ``flowkit.parsers.msgpack``, ``flowkit.parsers.xml``
+and ``flowkit.parsers.registry`` have more, each with a package that it needs.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 from typing import Any, Protocol
 
 import orjson
 
-from .errors import ParserError
+from ..errors import ParserError
 
 
 class Parser(Protocol):
@@ -19,6 +23,36 @@ class Parser(Protocol):
     def parse(self, data: bytes, /) -> Any: ...
 
     def generate(self, value: Any, /) -> bytes | str: ...
+
+
+def for_topic(parser: Any, topic: str) -> Any:
+    """The parser as it is for one topic: that of its ``for_topic``, where it has one."""
+    bind = getattr(parser, "for_topic", None)
+    return parser if bind is None else bind(topic)
+
+
+def fields_of(value: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass, pydantic model or msgspec Struct by name; None for anything else."""
+    if isinstance(value, type):
+        return None
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if hasattr(value, "__struct_fields__"):
+        return {name: getattr(value, name) for name in value.__struct_fields__}
+    dump = getattr(value, "model_dump", None)
+    return None if dump is None else dict(dump())
+
+
+def plain(value: Any) -> Any:
+    """A value of dicts, lists and scalars only: dataclasses, models, Structs, sets and enums become such, all the way down."""
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else [plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return [plain(item) for item in sorted(value)]
+    fields = value if isinstance(value, dict) else fields_of(value)
+    return value if fields is None else {plain(name): plain(item) for name, item in fields.items()}
 
 
 class Json:
