@@ -29,6 +29,12 @@ def text(value: Any) -> str:
     return value.strip()
 
 
+def secret(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a text that is not empty")
+    return value
+
+
 def flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -167,6 +173,7 @@ class Ssl:
     ca_cert: str | None = option(text, help="file of the authority's certificate")
     client_cert: str | None = option(text, help="file of the client's certificate")
     client_cert_key: str | None = option(text, help="file of the client certificate's private key")
+    client_cert_key_password: str | None = option(secret, help="password of that key, if it is encrypted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +187,10 @@ class Kafka:
     offset_commit_threshold: int = option(whole(0), 0, help="messages between offset commits; 0: by time only")
     max_poll_interval: float = option(seconds, 300.0, help="seconds a consumer may go without polling")
     max_poll_records: int = option(whole(1), 500, help="messages taken from the client at a time")
+    security_protocol: str | None = option(text, help="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+    sasl_mechanism: str | None = option(text, help="how to log in: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, ...")
+    sasl_plain_username: str | None = option(text, help="user to log in as, with PLAIN and SCRAM")
+    sasl_plain_password: str | None = option(secret, help="password of that user")
     partitions: int | None = option(whole(1), help="of topics that are made; the brokers' default if not given")
     replication_factor: int | None = option(whole(1), help="of topics that are made; the brokers' default if not given")
     ssl: Ssl = section(Ssl)
@@ -303,6 +314,7 @@ def _load(kind: type, given: Any, environ: Mapping[str, str], path: str, mistake
             values[name] = f.metadata["convert"](value)
         except ValueError as error:
             shown = f", got {value!r}" if name != "redis" and isinstance(value, str | int | float) else ""
+            shown = "" if SECRET.search(name) else shown
             mistake = IN_QUERY.sub(r"\1***", f"{error}{shown}")  # a URL may hold a password
             mistake = re.sub(r"(?s)(['\"]).*@", r"\1***@", mistake)
             mistakes.append(f"{where}: {mistake}" + (f" (from {source})" if source == variable else ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import os
 import re
@@ -10,10 +11,11 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from flowkit.devstack import HOST, EmbeddedBroker, EmbeddedRedis, Server, create_topics, free_port
 from flowkit.errors import DevStackError
@@ -26,8 +28,8 @@ KAFKA_VERSION = re.findall(r"<kafka\.version>(.+)</kafka\.version>", POM.read_te
 
 PROPERTIES = """
 process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@{host}:{controller_port}
+node.id={node_id}
+controller.quorum.voters={voters}
 listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
 advertised.listeners=PLAINTEXT://{host}:{port}
 controller.listener.names=CONTROLLER
@@ -56,12 +58,15 @@ class ApacheKafka(Server):
     question = EmbeddedBroker.question
     answer = EmbeddedBroker.answer
     advice = "Kafka 4 needs Java 17 or newer: see `java -version`."
+    node_id = 1
+    heap = "512m"
 
     def __init__(self, directory: Path, *, auto_create_topics: bool = False) -> None:
         super().__init__()
         self.directory = directory
         self.controller_port = free_port()
         self.auto_create_topics = auto_create_topics
+        self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
     @property
     def hosts(self) -> str:
@@ -86,7 +91,7 @@ class ApacheKafka(Server):
 
     def _java(self) -> list[str]:
         logging = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
-        return ["java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", logging]
+        return ["java", f"-Xmx{self.heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", logging]
 
     def _format(self, properties: Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -98,12 +103,169 @@ class ApacheKafka(Server):
                 controller_port=self.controller_port,
                 directory=self.directory,
                 auto_create_topics=str(self.auto_create_topics).lower(),
+                node_id=self.node_id,
+                voters=self.voters(),
             )
+            + self.more_properties()
         )
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = [*self._java(), "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(draft)]
-        _run(tool, "the storage of Apache Kafka could not be formatted", self.environment())
+        tool = [
+            *self._java(),
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={self.cluster_id}",
+            "-c",
+            str(draft),
+        ]
+        _run(
+            [*tool, *self.more_to_format()], "the storage of Apache Kafka could not be formatted", self.environment()
+        )
         draft.rename(properties)  # its presence says that the storage is formatted
+
+    def voters(self) -> str:
+        """The nodes that elect the controller."""
+        return f"{self.node_id}@{HOST}:{self.controller_port}"
+
+    def more_properties(self) -> str:
+        """Lines after ``PROPERTIES``; the later one of two with the same name holds."""
+        return ""
+
+    def more_to_format(self) -> list[str]:
+        """More arguments for the tool that formats the storage."""
+        return []
+
+
+CLUSTER_PROPERTIES = """
+offsets.topic.replication.factor=3
+transaction.state.log.replication.factor=3
+transaction.state.log.min.isr=2
+share.coordinator.state.topic.replication.factor=3
+share.coordinator.state.topic.min.isr=2
+default.replication.factor=3
+min.insync.replicas=2
+controlled.shutdown.enable=false
+"""
+
+
+class ClusterNode(ApacheKafka):
+    """One node of an ``ApacheCluster``."""
+
+    heap = "256m"
+
+    def __init__(self, cluster: ApacheCluster, node_id: int) -> None:
+        super().__init__(cluster.directory / f"node-{node_id}")
+        self.cluster = cluster
+        self.node_id = node_id
+        self.cluster_id = cluster.cluster_id
+
+    def voters(self) -> str:
+        return ",".join(f"{node.node_id}@{HOST}:{node.controller_port}" for node in self.cluster.nodes.values())
+
+    def more_properties(self) -> str:
+        return CLUSTER_PROPERTIES
+
+
+class ApacheCluster:
+    """Three nodes, each broker and controller. What they hold has three copies; two are enough to go on."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        self.nodes: dict[int, ClusterNode] = {}
+        for node_id in (1, 2, 3):
+            self.nodes[node_id] = ClusterNode(self, node_id)
+
+    @property
+    def hosts(self) -> str:
+        return ",".join(node.hosts for node in self.nodes.values())
+
+    def create_topic(self, name: str, partitions: int = 1) -> None:
+        with _admin(self.hosts) as admin:
+            admin.create_topics({name: {"num_partitions": partitions, "replication_factor": len(self.nodes)}})
+            admin.wait_for_topics([name])
+
+    def leader(self, topic: str, partition: int = 0) -> ClusterNode:
+        """The node that leads a partition: the one that takes its messages."""
+        with _admin(self.hosts) as admin:
+            partitions = admin.describe_topics([topic])[0]["partitions"]
+        return self.nodes[next(p["leader_id"] for p in partitions if p["partition_index"] == partition)]
+
+    def in_sync(self, *topics: str) -> bool:
+        """Whether every node has all that these topics hold: then any one may die."""
+        with _admin(self.hosts) as admin:
+            found = [p for topic in admin.describe_topics(list(topics)) for p in topic["partitions"]]
+        return all(len(partition["isr_nodes"]) == len(self.nodes) for partition in found)
+
+    def coordinator(self, group: str) -> ClusterNode:
+        """The node that keeps the members and offsets of a group."""
+        with _admin(self.hosts) as admin:
+            return self.nodes[int(admin._manager.run(admin._find_coordinator_id, group))]
+
+    @contextlib.contextmanager
+    def _admin(self) -> Iterator[Any]:
+        from kafka import KafkaAdminClient  # not above: conftest.py has to silence its import
+
+        with contextlib.closing(KafkaAdminClient(bootstrap_servers=self.hosts)) as admin:
+            yield admin
+
+    def __enter__(self) -> Self:
+        with ThreadPoolExecutor() as pool:  # at once: one alone elects nobody, and so does not answer
+            try:
+                list(pool.map(lambda node: node.start(timeout=60), self.nodes.values()))
+            except BaseException:
+                self.__exit__()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes.values():
+            node.kill()  # nobody needs its data any more, and a clean end of two of three waits for the third
+
+
+SECURE_PROPERTIES = """
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port},{listeners}
+advertised.listeners=PLAINTEXT://{host}:{port},{listeners}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,SASL_PLAINTEXT:SASL_PLAINTEXT
+ssl.keystore.type=PEM
+ssl.keystore.location={server_pem}
+ssl.truststore.type=PEM
+ssl.truststore.location={ca_pem}
+listener.name.ssl.ssl.client.auth=required
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+"""
+JAAS = "listener.name.{listener}.{mechanism}.sasl.jaas.config=org.apache.kafka.common.security.{module} required{users};\n"
+
+
+class SecureKafka(ApacheKafka):
+    """A node with a door for each way of letting somebody in: see ``ports``. The user ``ann`` has ``password``.
+
+    ``server_pem`` is a file with the node's key and certificate, ``ca_pem`` one with who signs those of clients.
+    """
+
+    def __init__(self, directory: Path, *, server_pem: Path, ca_pem: Path, password: str) -> None:
+        super().__init__(directory)
+        self.files = {"server_pem": server_pem, "ca_pem": ca_pem}
+        self.password = password
+        self.ports = {protocol: free_port() for protocol in ("SSL", "SASL_SSL", "SASL_PLAINTEXT")}
+
+    def more_properties(self) -> str:
+        lines = SECURE_PROPERTIES.format(
+            host=HOST,
+            port=self.port,
+            controller_port=self.controller_port,
+            listeners=",".join(f"{protocol}://{HOST}:{port}" for protocol, port in self.ports.items()),
+            **self.files,
+        )
+        for listener in ("sasl_ssl", "sasl_plaintext"):
+            users = f' user_ann="{self.password}"'
+            lines += JAAS.format(listener=listener, mechanism="plain", module="plain.PlainLoginModule", users=users)
+            for mechanism in ("scram-sha-256", "scram-sha-512"):
+                module = "scram.ScramLoginModule"
+                lines += JAAS.format(listener=listener, mechanism=mechanism, module=module, users="")
+        return lines
+
+    def more_to_format(self) -> list[str]:
+        mechanisms = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+        return [f"--add-scram={mechanism}=[name=ann,password={self.password}]" for mechanism in mechanisms]
 
 
 class RedisServer(EmbeddedRedis):
@@ -180,6 +342,12 @@ def _libs() -> Path:
 def _is_complete(libs: Path) -> bool:
     marker = libs / ".complete"  # says for which pom, as that may change
     return marker.exists() and marker.read_text() == POM.read_text()
+
+
+def _admin(hosts: str) -> contextlib.closing[Any]:
+    from kafka import KafkaAdminClient  # here: conftest imports kafka first, past its warnings
+
+    return contextlib.closing(KafkaAdminClient(bootstrap_servers=hosts))
 
 
 def _run(command: list[str], problem: str, environment: dict[str, str] | None = None) -> None:

@@ -79,6 +79,7 @@ OPTIONS: list[tuple[str, Any, str | None, Any]] = [
     ("job_size", 7, "7", 7),
     ("job_timeout", 12.5, "12.5", 12.5),
     ("shutdown_timeout", 12, "12", 12.0),
+    ("health", 8080, "8080", ":8080"),
     ("kafka.hosts", ["a:1", "b:2"], "a:1, b:2", ("a:1", "b:2")),
     ("kafka.session_timeout", 45, "45", 45.0),
     ("kafka.heartbeat_interval", 2, "2", 2.0),
@@ -86,9 +87,16 @@ OPTIONS: list[tuple[str, Any, str | None, Any]] = [
     ("kafka.offset_commit_threshold", 1000, "1000", 1000),
     ("kafka.max_poll_interval", 60, "60", 60.0),
     ("kafka.max_poll_records", 50, "50", 50),
+    ("kafka.partitions", 6, "6", 6),
+    ("kafka.replication_factor", 3, "3", 3),
     ("kafka.ssl.ca_cert", "ca.pem", "ca.pem", "ca.pem"),
     ("kafka.ssl.client_cert", "cert.pem", "cert.pem", "cert.pem"),
+    ("kafka.security_protocol", "SSL", "SSL", "SSL"),
+    ("kafka.sasl_mechanism", "PLAIN", "PLAIN", "PLAIN"),
+    ("kafka.sasl_plain_username", "ann", "ann", "ann"),
+    ("kafka.sasl_plain_password", "x y ", "x y ", "x y "),
     ("kafka.ssl.client_cert_key", "key.pem", "key.pem", "key.pem"),
+    ("kafka.ssl.client_cert_key_password", "x y ", "x y ", "x y "),
     ("connection_pool.size", 3, "3", 3),
     ("connection_pool.timeout", 2.5, "2.5", 2.5),
 ]
@@ -219,9 +227,9 @@ def test_redis_is_a_url_or_options(url: Any) -> None:
 
 
 def test_other_client_options_pass_through() -> None:
-    settings = load(kafka={**HOSTS, "sasl_mechanism": "PLAIN", "fetch_min_bytes": 1})
+    settings = load(kafka={**HOSTS, "sasl_kerberos_name": "x", "fetch_min_bytes": 1})
 
-    assert settings.kafka.options == {"sasl_mechanism": "PLAIN", "fetch_min_bytes": 1}
+    assert settings.kafka.options == {"sasl_kerberos_name": "x", "fetch_min_bytes": 1}
 
 
 # (path, wrong value as a keyword, or as the text of the variable if it is one, what is said)
@@ -253,6 +261,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("job_timeout", "3 s", "expected a number of seconds above 0, got '3 s'"),
     ("job_timeout", "nan", "expected a number of seconds above 0, got 'nan'"),
     ("shutdown_timeout", -1, "expected a number of seconds above 0, got -1"),
+    ("health", "here", "expected a port, or host:port, got 'here'"),
     ("shutdown_timeout", True, "expected a number of seconds above 0, got True"),
     ("shutdown_timeout", "inf", "expected a number of seconds above 0, got 'inf'"),
     ("kafka.hosts", "http://a:9092", "'http://a:9092' is not host:port"),
@@ -268,9 +277,16 @@ WRONG: list[tuple[str, Any, str]] = [
     ("kafka.offset_commit_threshold", -1, "expected a whole number of at least 0"),
     ("kafka.max_poll_interval", [], "expected a number of seconds above 0"),
     ("kafka.max_poll_records", 0, "expected a whole number of at least 1"),
+    ("kafka.partitions", 0, "expected a whole number of at least 1"),
+    ("kafka.replication_factor", -1, "expected a whole number of at least 1"),
     ("kafka.ssl.ca_cert", "", "expected a text that is not empty"),
     ("kafka.ssl.client_cert", 7, "expected a text that is not empty"),
     ("kafka.ssl.client_cert_key", " ", "expected a text that is not empty"),
+    ("kafka.ssl.client_cert_key_password", "", "expected a text that is not empty"),
+    ("kafka.security_protocol", " ", "expected a text that is not empty"),
+    ("kafka.sasl_mechanism", 7, "expected a text that is not empty"),
+    ("kafka.sasl_plain_username", "", "expected a text that is not empty"),
+    ("kafka.sasl_plain_password", "", "expected a text that is not empty"),
     ("connection_pool.size", 0, "expected a whole number of at least 1"),
     ("connection_pool.timeout", 0, "expected a number of seconds above 0"),
 ]
@@ -421,6 +437,7 @@ SECRETIVE: list[dict[str, Any]] = [
     {"kafka": {**HOSTS, "proxy_url": f"http://{SECRET}@proxy:3128".encode()}},
     {"kafka": {**HOSTS, "sasl_plain_password": SECRET}},
     {"kafka": {**HOSTS, "ssl_password": SECRET}},
+    {"kafka": {**HOSTS, "ssl": {"client_cert_key_password": SECRET}}},
     {"kafka": {**HOSTS, "sasl.password": SECRET}},
     {"kafka": {**HOSTS, "sasl.jaas.config": f"password={SECRET}"}},
     {"kafka": {**HOSTS, "ssl.key.pem": SECRET}},
@@ -433,7 +450,8 @@ SECRETIVE: list[dict[str, Any]] = [
 def test_a_secret_is_kept_for_the_client_and_shown_to_nobody(given: dict[str, Any]) -> None:
     settings = load(**given)
 
-    assert SECRET in str(settings.redis) + str(settings.kafka.options)
+    kept = [settings.redis, settings.kafka.options, settings.kafka.sasl_plain_password]
+    assert SECRET in str([*kept, settings.kafka.ssl.client_cert_key_password])
     assert SECRET not in repr(settings)
     assert SECRET not in str(settings)
     assert SECRET not in repr(settings.kafka)
@@ -466,6 +484,8 @@ def test_a_secret_is_not_in_the_repr_of_an_application(given: dict[str, Any]) ->
         {"job_size": [{"password": SECRET}]},
         {"job_size": f"redis://{SECRET} x@r"},
         {"kafka": {**HOSTS, "ssl": {"ca_cert": {"password": SECRET}}}},
+        {"kafka": {**HOSTS, "ssl": {"client_cert_key_password": [SECRET]}}},
+        {"kafka": {**HOSTS, "sasl_plain_password": SECRET.encode()}},
     ],
     ids=str,
 )

@@ -39,6 +39,9 @@ class ConsumerClient(Protocol):
     def poll(self, timeout: float) -> Mapping[Partition, Sequence[Record]]:
         """The next records per partition, in order; waits for the first up to ``timeout`` seconds."""
 
+    def joined(self) -> bool:
+        """Whether this is a member of its group and knows its partitions, of which there may be none."""
+
     def commit(self, offsets: Offsets) -> None:
         """Raises ``CommitRefused`` where the group has moved on: the messages will come again, to somebody."""
 
@@ -69,6 +72,9 @@ class ProducerClient(Protocol):
 
     def outcome(self, delivery: Any) -> DeliveryError | None:
         """None where the broker has confirmed; else why not."""
+
+    def notify(self, delivery: Any, tell: Callable[[], None]) -> None:
+        """Calls ``tell`` when the delivery has ended, which may be now, and maybe on a thread of the client's."""
 
     def partition_for(self, topic: str, key: bytes) -> int:
         """The partition that ``key`` belongs to. Raises ``DeliveryError`` if the topic does not exist."""

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -18,15 +18,16 @@ with warnings.catch_warnings():  # kafka-python 3.0 warns at its own import, whi
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
-from kafka.net.sasl import SASL_MECHANISMS
 from kafka.partitioner import murmur2
 from kafka.partitioner.sticky import StickyPartitioner
+from kafka.structs import MemberState
 
 from ..errors import ConfigurationError, DeliveryError, FlowkitError
 from ..message import HeaderPairs, Partition, Record
 from ..settings import Kafka, Settings, unknown_name
 from . import CommitRefused, Offsets, Rebalance
-from .kafka_opening import FORBIDDEN, open_client
+from .kafka_opening import FORBIDDEN, Door, open_client
+from .kafka_security import check_security
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,11 @@ REFUSED = (
     kafka_errors.IllegalGenerationError,
     kafka_errors.UnknownMemberIdError,
 )
-PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+SECURITY = ("security_protocol", "sasl_mechanism", "sasl_plain_username", "sasl_plain_password")
 
 BOTH = {
     "bootstrap_timeout_ms": 5_000,
+    "reconnect_backoff_max_ms": 1_000,  # as Java's clients; kafka-python's 30 s would keep a node waiting that is back
     "metadata_max_age_ms": 30_000,  # topics made later, and partitions added, are seen within half a minute
     "metrics_enabled": False,
     "allow_auto_create_topics": False,  # a typo in a topic's name must not become a topic
@@ -117,29 +119,18 @@ def _options(settings: Settings, kind: Any, defaults: Mapping[str, Any]) -> dict
     options["bootstrap_servers"] = list(settings.kafka.hosts)
     options["client_id"] = settings.name
     ssl = settings.kafka.ssl
-    if ssl.ca_cert or ssl.client_cert:
-        sasl = "sasl_mechanism" in settings.kafka.options
-        options["security_protocol"] = "SASL_SSL" if sasl else "SSL"
+    if any(getattr(ssl, field.name) for field in fields(ssl)):
+        options["security_protocol"] = "SASL_SSL" if settings.kafka.sasl_mechanism else "SSL"
         options["ssl_cafile"] = ssl.ca_cert
         options["ssl_certfile"] = ssl.client_cert
         options["ssl_keyfile"] = ssl.client_cert_key
+        options["ssl_password"] = ssl.client_cert_key_password
+    for name in SECURITY:
+        if (value := getattr(settings.kafka, name)) is not None:
+            options[name] = value
     options.update({name: value for name, value in settings.kafka.options.items() if name in kind.DEFAULT_CONFIG})
-    _check_security(options)
+    check_security(options)
     return options
-
-
-def _check_security(options: Mapping[str, Any]) -> None:
-    """Raises ``ConfigurationError`` for what kafka-python takes in silence, and then never connects or logs in with."""
-    protocol, mechanism = options.get("security_protocol", "PLAINTEXT"), options.get("sasl_mechanism")
-    if protocol not in PROTOCOLS:
-        raise ConfigurationError(unknown_name("kafka.security_protocol", protocol, PROTOCOLS, "protocol"))
-    if mechanism is not None and mechanism not in SASL_MECHANISMS:
-        raise ConfigurationError(unknown_name("kafka.sasl_mechanism", mechanism, SASL_MECHANISMS, "mechanism"))
-    if (mechanism is not None) != protocol.startswith("SASL_"):
-        raise ConfigurationError(
-            f"kafka.security_protocol is {protocol} and kafka.sasl_mechanism is {mechanism}: logging in needs both,"
-            " SASL_SSL or SASL_PLAINTEXT and for example PLAIN"
-        )
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
@@ -183,7 +174,8 @@ class Consumer:
             max_poll_interval_ms=_ms(kafka.max_poll_interval),
             max_poll_records=kafka.max_poll_records,
         )
-        self._consumer = open_client(KafkaConsumer, settings, options)
+        self._door = Door()
+        self._consumer = open_client(KafkaConsumer, settings, options, self._door)
         self._poll = self._consumer.poll
 
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
@@ -192,9 +184,14 @@ class Consumer:
     def poll(self, timeout: float) -> Mapping[Partition, Sequence[Record]]:
         try:
             records: Mapping[Partition, Sequence[Record]] = self._poll(timeout_ms=_ms(timeout))
-        except FORBIDDEN as error:
-            raise ConfigurationError(f"Kafka refuses this application: {error}") from error
+        except (kafka_errors.KafkaConnectionError, *FORBIDDEN) as error:
+            raise self._door.explained(error) from error
         return records
+
+    def joined(self) -> bool:
+        # its state stays the same when the brokers go; what it forgets then is which of them leads the group
+        stable = self._consumer.group_metadata().state is MemberState.STABLE
+        return stable and self._consumer._coordinator.coordinator_id is not None
 
     def commit(self, offsets: Offsets) -> None:
         try:
@@ -288,6 +285,9 @@ class Producer:
             f"Kafka did not take the message: {error!r}", passing=bool(getattr(error, "retriable", False))
         )
 
+    def notify(self, delivery: Any, tell: Callable[[], None]) -> None:
+        delivery.add_both(lambda _: tell())
+
     def partition_for(self, topic: str, key: bytes) -> int:
         try:
             count = len(self._producer.partitions_for(topic))
@@ -296,7 +296,11 @@ class Producer:
         return int((murmur2(key) & 0x7FFFFFFF) % count)  # as Kafka's own partitioners place keys
 
     def close(self, timeout: float) -> None:
-        self._producer.close(timeout=timeout)
+        try:
+            self._producer.close(timeout=timeout)
+        except kafka_errors.KafkaError as error:  # raised before it has ended its thread, which would go on for ever
+            logger.debug("closing a producer by force: %r", error)
+            self._producer._sender.force_close()
 
 
 def reader(hosts: str, partitions: Sequence[Partition]) -> Any:

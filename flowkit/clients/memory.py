@@ -6,7 +6,7 @@ import threading
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import DeliveryError
@@ -95,6 +95,9 @@ class Consumer:
             batch = self._fetch()
         return batch
 
+    def joined(self) -> bool:
+        return self._rebalance is not None
+
     def _assign(self) -> None:
         assert self._rebalance is not None
         committed = self.broker.commits[self.group]
@@ -171,6 +174,9 @@ class Producer:
         if delivery is None or isinstance(delivery, DeliveryError):
             return delivery
         return DeliveryError(f"Kafka did not take the message: {delivery!r}")
+
+    def notify(self, delivery: Any, tell: Callable[[], None]) -> None:  # noqa: ARG002
+        tell()
 
     def partition_for(self, topic: str, key: bytes) -> int:
         if not self.broker.strict:
