@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 from .coroutines import close_loop, finish
 from .dispatch import Abort, Handling, entry_of
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
+from .message import about
 from .monitor import EVENTS, Guard, Monitor
 from .parsers import Json
 from .responses import Declarations, current, declaring, respond_with
@@ -451,8 +452,8 @@ class Flowkit:
     def run(self) -> None:
         """Consumes until SIGTERM or SIGINT, as ``flowkit run`` does. Exits with code 1 if it did not end clean."""
         from .locate import main_reference
-        from .reporting import reported
         from .logs import log_to_stderr
+        from .reporting import reported
         from .server import Server
 
         log_to_stderr(self)
@@ -466,16 +467,21 @@ class Flowkit:
     def perform(self, topic: str, params: Mapping[str, Any]) -> None:
         """Handles one message in a custom worker, from what ``perform_async(topic, params)`` was given.
 
-        Sends the responses and waits for them. Raises what the handler or the check raised, for that worker to retry.
+        Sends the responses and waits for them. Raises what the handler or the check raised, for that worker to retry: by its
+        own rules, so it may add to ``params`` the number of the ``attempt`` and whether it is the ``last_attempt``.
         """
         from .jobs import run_entries
 
         self.start()
         handling = self.handling(topic)
-        attempt = int(params.get("attempt", 1))
-        for failure in run_entries(self, handling, [entry_of(params)], attempt):
+        attempt, last = int(params.get("attempt", 1)), bool(params.get("last_attempt", False))
+        failures = run_entries(self, handling, [entry_of(params)], attempt)
+        self.events.notice("performed", topic=topic, count=1, failed=len(failures))
+        for failure in failures:
+            details = about(failure.record, handling.group) if failure.record else {"topic": topic}
+            self.events.notice_error("failed", failure.error, **details, attempt=attempt, last=last)
             if failure.record is not None:
-                handling.failed(failure.record, failure.error, attempt, failure.entry[3])
+                handling.failed(failure.record, failure.error, attempt, failure.entry[3], last=last)
             raise failure.error
 
 

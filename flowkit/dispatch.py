@@ -77,8 +77,9 @@ class Handling:
         self.worker = route.worker
         self.retry = route.retry if isinstance(route.retry, Retry) else settings.retry
         self.dead_letter = route.dead_letter or settings.dead_letter
-        # Inline, without a dead letter, a message is tried for ever: nothing is skipped.
-        self._last_attempt = self.retry.attempts if self.dead_letter or not self.inline else math.inf
+        # Inline, without a dead letter, a message is tried for ever; a custom worker has rules of its own.
+        ends = self.dead_letter or not (self.inline or self.worker)
+        self._last_attempt = self.retry.attempts if ends else math.inf
         self.job_size = route.job_size or settings.job_size
         self.job_timeout = route.job_timeout or settings.job_timeout
         self.parser = for_topic(route.parser or Json, route.topic)

@@ -26,7 +26,7 @@ from rq.serializers import DefaultSerializer
 
 from flowkit import Flowkit, Message, Retry
 from flowkit.clients.memory import Broker
-from flowkit.dispatch import Handling
+from flowkit.dispatch import Handling, params
 from flowkit.errors import DeliveryError, QueueError, RedisUnavailable, RouteNotFound
 from flowkit.intake import JobQueue, Mark, Marks, MarksMoved, Pack
 from flowkit.interchangers import Base64
@@ -1146,6 +1146,32 @@ def test_events_follow_the_messages_of_a_job(shop: Shop) -> None:
         ("dead", {**where, "attempt": 2, "dead_letter": None}),
     ]
     assert last == [(1, False), (2, True)]
+
+
+def test_a_custom_workers_messages_are_told_too_and_it_says_which_attempt_is_the_last(shop: Shop) -> None:
+    class Other:
+        def perform_async(self, topic: str, params: Any) -> None: ...
+
+    shop.app.add_topic("orders", _always_fails, worker=Other())
+    told: list[tuple[str, dict[str, Any]]] = []
+    last: list[bool] = []
+    shop.app.on_event("performed", "failed")(lambda event, **details: told.append((event, details)))
+
+    @shop.app.after_failure
+    def report(error: Exception, message: Message) -> None:
+        last.append(message.last_attempt)
+
+    entry = shop.app.handling("orders").entry(PlainRecord("orders", 0, 7, 0, None, b"1"), 0.0, b"1")
+
+    for more in ({"attempt": 9}, {"attempt": 10, "last_attempt": True}):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            shop.app.perform("orders", {**params("orders", entry), **more})
+
+    where = {"topic": "orders", "partition": 0, "offset": 7, "group": "shop_orders", "error": caught.value}
+    assert [event for event, _ in told] == ["performed", "failed"] * 2
+    assert told[2] == ("performed", {"topic": "orders", "count": 1, "failed": 1})
+    assert told[3] == ("failed", {**where, "attempt": 10, "last": True})
+    assert last == [False, True]
 
 
 def test_a_dead_letter_is_told_with_its_topic(shop: Shop) -> None:
