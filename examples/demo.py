@@ -15,8 +15,7 @@ from pathlib import Path
 import orjson
 import typer
 
-from flowkit import Flowkit
-from flowkit.cli.showing import flow_lines
+from flowkit import Flowkit, flowmap
 from flowkit.dev import DevStack, stop_requested
 from flowkit.locate import locate
 from flowkit.responses import Response
@@ -40,7 +39,7 @@ def main() -> int:
     expected = {topic: count * ROUNDS for topic, count in expected.items()}
 
     heading(f"{len(readings)} earthquakes of one week, sent {ROUNDS} times through examples/quakes.py:")
-    for line in flow_lines(app):
+    for line in flowmap.text(app):
         typer.echo(f"  {line}")
     heading("Starting an embedded broker, an embedded Redis, `flowkit run` and `flowkit worker`:")
     with stop_requested() as stop, DevStack(app, say, broker_port=0, redis_port=0) as stack:

@@ -146,8 +146,7 @@ class Consumer:
         batch = client.poll(self._poll_timeout())
         self._received = time.time()
         self._poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
-        if not self.joined:
-            self.joined = client.joined()
+        self.joined = client.joined()
         if self._new:
             self._welcome()
         if self._unmarked:

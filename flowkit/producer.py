@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from typing import Any, overload
 
 from .clients import MakeProducer, ProducerClient
-from .errors import DeliveryError
-from .parsers import Json
+from .errors import BrokerUnavailable, DeliveryError
+from .parsers import Json, Parser, for_topic
 from .responses import Response, response
 from .settings import Settings
 
@@ -19,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT = 35.0
 """Seconds to wait for the broker: a little longer than a client's own time for one delivery."""
+
+MOST_OPEN = 10_000
+"""Messages of ``submit`` under way at once: a client would hold any number of them in memory."""
 
 
 class Producer:
@@ -35,10 +42,18 @@ class Producer:
         self._lock = threading.Lock()
         self._thread = threading.local()
         self._turn = itertools.count()
+        self._keep: Callable[[Response], None] | None = None
+        self._no_open()
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
+        self._no_open()  # those under way are the parent's
+
+    def _no_open(self) -> None:
+        self._open: dict[Future[None], str] = {}
+        self._open_lock = threading.Lock()
+        self._room = threading.Semaphore(MOST_OPEN)
 
     def _slot(self) -> tuple[int, int | str]:
         index = getattr(self._thread, "index", None)
@@ -55,7 +70,12 @@ class Producer:
                 client = self._clients.get(slot)
                 if client is None:
                     client = self._clients[slot] = self._make(self._settings())
+                    # anew for each client, which closes itself at exit: what was registered last runs first
+                    atexit.unregister(self.settle)
+                    atexit.register(self.settle)
         return client
+
+    # For everybody.
 
     def send(
         self,
@@ -66,26 +86,146 @@ class Producer:
         partition: int | None = None,
         partition_key: str | bytes | None = None,
         headers: Any = None,
+        parser: Parser = Json,
     ) -> None:
         """Sends one message and waits for the broker. Raises ``DeliveryError`` if it is not confirmed.
 
-        ``value`` is text or bytes, or anything JSON can hold; None is a tombstone. Inside a handler use
-        ``app.respond_to`` instead: it is checked, and nothing is sent if the handler fails.
+        ``value`` is text or bytes, or what ``parser`` can write; None is a tombstone. ``key`` places and labels the message;
+        ``partition_key`` only places it; ``partition`` names the partition. ``headers`` is a dict, or a list of pairs.
+        Inside a handler use ``app.respond_to`` instead: it is checked, and nothing is sent if the handler fails.
         """
-        self.send_all([response(topic, value, Json.generate, key, partition, partition_key, headers)])
+        self.send_all([_message(topic, value, parser, key, partition, partition_key, headers)])
+
+    def submit(
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: str | bytes | None = None,
+        partition: int | None = None,
+        partition_key: str | bytes | None = None,
+        headers: Any = None,
+        parser: Parser = Json,
+    ) -> Future[None]:
+        """``send`` without waiting: gives a future that ends when the broker has confirmed the message, or with an error.
+
+        In a coroutine: ``await asyncio.wrap_future(app.producer.submit(...))``. Who does not look at the future loses
+        nothing: a failure is logged too, and the message in hand, a job and the process end only when its messages have.
+        Waits where the client must: to connect, for a first answer about a topic (``connection_pool.timeout``), and while
+        10,000 messages are under way. Raises at once what is wrong with the call (``ResponseError``, ``ParserError``).
+        """
+        item = _message(topic, value, parser, key, partition, partition_key, headers)
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()  # what is under way cannot be called back
+        if not self._room.acquire(timeout=FLUSH_TIMEOUT):
+            error = DeliveryError(f"{topic}: Kafka does not take what is under way already", passing=True)
+            future.set_exception(error)
+            return future
+        with self._open_lock:
+            self._open[future] = topic
+        client = None
+        try:
+            client = None if self._keep else self._client
+            delivery = self._start(client, item)
+        except (DeliveryError, BrokerUnavailable) as problem:
+            self._end(future, problem, client)
+        except BaseException as problem:
+            self._end(future, problem)
+            raise
+        else:
+            if client is None:
+                self._end(future, None)
+            else:
+                end = lambda: self._end(future, _named(topic, client.outcome(delivery)), client)  # noqa: E731
+                client.notify(delivery, end)
+        return future
+
+    def _end(self, future: Future[None], error: BaseException | None, client: ProducerClient | None = None) -> None:
+        with self._open_lock:
+            topic = self._open.pop(future, None)
+        if topic is None:
+            return
+        self._room.release()
+        if error is None:
+            future.set_result(None)
+            return
+        if client is not None:
+            self._replace(client, error)
+        logger.error("a message for %s that was submitted is not delivered: %s", topic, error)
+        future.set_exception(error)
+
+    def _replace(self, client: ProducerClient, error: BaseException) -> None:
+        """Lets the next message have a new client, if this one may refuse everything from now on: kafka-python's does after
+        a message that is too large. What other threads have under way with it comes to its end.
+        """
+        if isinstance(error, DeliveryError) and error.passing:
+            return
+        for slot, other in list(self._clients.items()):
+            if other is client:
+                self._clients.pop(slot, None)
+                # on a thread of its own: this may be the client's, and must not wait for itself
+                args = (FLUSH_TIMEOUT,)
+                closing = threading.Thread(target=client.close, args=args, name="flowkit-closing", daemon=True)
+                try:
+                    closing.start()
+                except RuntimeError:  # since Python 3.12, while the interpreter ends; that closes it too
+                    logger.debug("a producer is left to the end of the process")
+
+    @property
+    def under_way(self) -> bool:
+        """Whether messages of ``submit`` have not ended yet."""
+        return bool(self._open)
+
+    def settle(self, timeout: float = FLUSH_TIMEOUT) -> None:
+        """Waits until every message of ``submit`` under way now has ended, well or badly, ``timeout`` seconds at most."""
+        if self._open:
+            with self._open_lock:
+                futures = list(self._open)
+            wait(futures, timeout)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Closes the clients of this process, after what is under way; those of a parent process are only forgotten.
+
+        A message that Kafka has not confirmed within ``timeout`` seconds is given up: logged, its future ends so.
+        """
+        atexit.unregister(self.settle)
+        deadline = time.monotonic() + timeout
+        self.settle(timeout)
+        pid = os.getpid()
+        for slot in [slot for slot in self._clients if slot[0] == pid]:
+            self._clients.pop(slot).close(max(0.1, deadline - time.monotonic()))
+        late = DeliveryError("the producer was closed before Kafka had confirmed it", passing=True)
+        for future, topic in list(self._open.items()):
+            self._end(future, _named(topic, late))
+
+    # For the consumer, for jobs and tests.
 
     def send_all(self, responses: list[Response]) -> None:
         """Sends messages and waits for all of them. Raises ``DeliveryError`` for the first that is not confirmed."""
-        deliveries = [(item, self.start(item)) for item in responses]
-        self.flush()
-        for item, delivery in deliveries:
-            error = self.outcome(delivery)
-            if error is not None:
-                raise DeliveryError(f"{item.topic}: {error}", passing=error.passing) from error
+        if self._keep:
+            for item in responses:
+                self._keep(item)
+            return
+        client = self._client
+        try:
+            deliveries = [(item, self._start(client, item)) for item in responses]
+            client.flush(FLUSH_TIMEOUT)
+            for item, delivery in deliveries:
+                error = client.outcome(delivery)
+                if error is not None:
+                    raise _named(item.topic, error) from error
+        except DeliveryError as error:
+            self._replace(client, error)
+            raise
 
     def start(self, item: Response) -> Any:
         """Starts one delivery and gives its handle, for ``outcome`` after the next ``flush`` by the same thread."""
-        client = self._client
+        return self._start(None if self._keep else self._client, item)
+
+    def _start(self, client: ProducerClient | None, item: Response) -> Any:
+        if client is None:
+            assert self._keep is not None
+            return self._keep(item)
         partition = item.partition
         if partition is None and item.partition_key is not None:
             partition = client.partition_for(item.topic, item.partition_key)
@@ -93,11 +233,21 @@ class Producer:
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> None:
         """Waits until every started delivery has ended, well or badly, or ``timeout`` seconds have passed."""
-        self._client.flush(timeout)
+        if not self._keep:
+            self._client.flush(timeout)
 
     def outcome(self, delivery: Any) -> DeliveryError | None:
         """None where the broker has confirmed; else why not."""
-        return self._client.outcome(delivery)
+        return None if self._keep else self._client.outcome(delivery)
+
+    @contextmanager
+    def kept(self, keep: Callable[[Response], None]) -> Iterator[None]:
+        """Gives every message to ``keep`` instead of a broker: for tests."""
+        before, self._keep = self._keep, keep
+        try:
+            yield
+        finally:
+            self._keep = before
 
     def renew(self) -> None:
         """Throws this thread's client away, so that the next send makes a new one: after a fatal error.
@@ -122,8 +272,15 @@ class Producer:
         if client is not None:
             client.close(2.0)
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Closes the clients of this process; those of a parent process are only forgotten, never touched."""
-        pid = os.getpid()
-        for slot in [slot for slot in self._clients if slot[0] == pid]:
-            self._clients.pop(slot).close(timeout)
+
+def _message(topic: str, value: Any, parser: Parser, *places: Any) -> Response:
+    writer = for_topic(parser, topic)
+    return response(topic, value, writer.generate, *places)._replace(parser=writer)
+
+
+@overload
+def _named(topic: str, error: DeliveryError) -> DeliveryError: ...
+@overload
+def _named(topic: str, error: None) -> None: ...
+def _named(topic: str, error: DeliveryError | None) -> DeliveryError | None:
+    return DeliveryError(f"{topic}: {error}", passing=error.passing) if error is not None else None

@@ -201,7 +201,8 @@ class Server:
             if idle >= limit:
                 parts.append(Part(name, f"has not polled for {idle:.0f} s", alive=False))
             elif not consumer.joined:
-                parts.append(Part(name, "has not been given its partitions yet"))
+                lost = "has lost touch with its broker" if consumer.tracks else "has not been given its partitions yet"
+                parts.append(Part(name, lost))
             else:
                 count = len(consumer.tracks)
                 parts.append(Part(name, f"has {count} partition{'' if count == 1 else 's'}", ready=True))
@@ -252,4 +253,4 @@ def _stack(thread: threading.Thread) -> str:
     threads = [thread, *(other for other in threading.enumerate() if other.name == LOOP_THREAD)]
     frames = sys._current_frames()
     found = [(other.name, frames.get(other.ident or 0)) for other in threads]
-    return "\n".join(f"[{name}]\n{''.join(traceback.format_stack(f)[-8:])}" for name, f in found if f) or "(ended)"
+    return "\n".join(f"[{name}]\n{''.join(traceback.format_stack(f)[-16:])}" for name, f in found if f) or "(ended)"

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import orjson
 
 from .dispatch import Abort, Entry, Handling, params
-from .errors import ParserError
+from .errors import ParserError, is_passing
 from .message import Headers, PlainRecord, Record
-from .responses import Response, response
+from .parsers import Json, for_topic
+from .responses import Response, responder_name, response
+from .route import Responder
 
 if TYPE_CHECKING:
     from .app import Flowkit
@@ -38,7 +41,7 @@ class Sent:
 
     @property
     def value(self) -> Any:
-        """The value as the route's parser reads it; where it cannot, as text, or else the bytes themselves."""
+        """The value as the parser that wrote it reads it; where it cannot, as text, or else the bytes themselves."""
         if self.raw is None:
             return None
         try:
@@ -50,15 +53,41 @@ class Sent:
         return f"<Sent {self.topic} key={self.key!r} {self.raw!r}>"
 
 
-class Call:
+class _Outbox:
+    """What was sent, and how a test finds one message in it."""
+
+    def _everything(self) -> list[Sent]:
+        raise NotImplementedError
+
+    def _why(self) -> str:
+        return ""
+
+    def all_sent(self, topic: str) -> list[Sent]:
+        """Everything sent to ``topic``: of a call, by it and those it caused; of a client, outside handlers' responses."""
+        return [item for item in self._everything() if item.topic == topic]
+
+    def sent(self, topic: str) -> Sent:
+        """The one message sent to ``topic``. Raises ``AssertionError`` that says what was sent instead."""
+        found = self.all_sent(topic)
+        if len(found) != 1:
+            others = ", ".join(f"{item.topic} {item.raw!r}" for item in self._everything()) or "nothing"
+            raise AssertionError(
+                f"expected one message to {topic!r}, found {len(found)}; sent was: {others}{self._why()}"
+            )
+        return found[0]
+
+
+class Call(_Outbox):
     """What became of one message: ``responses`` in order, ``aborted``, ``queue``, ``error``, ``attempts``, ``dead_letter``.
 
-    ``followed`` are the calls that its responses caused in turn, with ``send(..., follow=True)``.
+    ``direct`` is what was sent meanwhile past the responses, by ``app.producer`` or by ``app.respond_with`` in a hook.
+    ``followed`` are the calls that its messages caused in turn, with ``send(..., follow=True)``.
     """
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
         self.responses: list[Sent] = []
+        self.direct: list[Sent] = []
         self.aborted = False
         self.queue: str | None = None
         self.worker: Any = None
@@ -67,21 +96,11 @@ class Call:
         self.dead_letter: Sent | None = None
         self.followed: list[Call] = []
 
-    def all_sent(self, topic: str) -> list[Sent]:
-        """Everything sent to ``topic``, by this call and those it caused."""
-        return [item for item in self._everything() if item.topic == topic]
-
     def _everything(self) -> list[Sent]:
-        return self.responses + [item for call in self.followed for item in call._everything()]
+        return [*self.direct, *self.responses, *(item for call in self.followed for item in call._everything())]
 
-    def sent(self, topic: str) -> Sent:
-        """The one message sent to ``topic``. Raises ``AssertionError`` that says what was sent instead."""
-        found = self.all_sent(topic)
-        if len(found) != 1:
-            others = ", ".join(f"{item.topic} {item.raw!r}" for item in self._everything()) or "nothing"
-            why = f"; the call failed: {self.error!r}" if self.error else "; it was aborted" if self.aborted else ""
-            raise AssertionError(f"expected one message to {topic!r}, found {len(found)}; sent was: {others}{why}")
-        return found[0]
+    def _why(self) -> str:
+        return f"; the call failed: {self.error!r}" if self.error else "; it was aborted" if self.aborted else ""
 
     def __repr__(self) -> str:
         return f"<Call {self.topic}: {len(self.responses)} responses, error={self.error!r}, aborted={self.aborted}>"
@@ -101,8 +120,11 @@ class SendOptions(TypedDict, total=False):
     follow: bool
 
 
-class Client:
+class Client(_Outbox):
     """Sends messages to the handlers of ``app``. In a ``with`` block its startup and shutdown hooks run too.
+
+    Within that block nothing of the application reaches a broker: what it sends outside handlers' responses (from a web
+    request, say) is in ``direct``, and ``client.sent(topic)`` finds it.
 
     A message for a custom worker (``worker=`` of its route, or a hook's ``message.worker``) is really given to its
     ``perform_async``, as in production: name one that only keeps what it is given, if a test is to reach nobody.
@@ -110,16 +132,40 @@ class Client:
 
     def __init__(self, app: Flowkit) -> None:
         self.app = app
+        self.direct: list[Sent] = []
         self._offsets: dict[tuple[str, int], int] = {}
+        self._kept = ExitStack()
+
+    def _everything(self) -> list[Sent]:
+        return self.direct
 
     def __enter__(self) -> Client:
-        self.app.start(connected=False)
+        with ExitStack() as stack:
+            stack.enter_context(self._keeping())
+            self.app.start(connected=False)
+            self._kept = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.app.stop()
+        with self._kept:
+            self.app.stop()
+
+    def _keeping(self) -> AbstractContextManager[None]:
+        return self.app.producer.kept(lambda item: self.direct.append(Sent(item, item.parser or Json)))
+
+    def respond_with(self, responder: Responder, *args: Any) -> Call:
+        """Calls a responder alone, as ``app.respond_with(responder, *args)`` does outside handlers, and gives what it sent.
+
+        Raises what the responder or the check raised.
+        """
+        call = Call(responder_name(responder))
+        before = len(self.direct)
+        with self._keeping():
+            self.app.respond_with(responder, *args)
+        call.responses, self.direct[before:] = self.direct[before:], []
+        return call
 
     def send(self, topic: str, value: Any, **options: Unpack[SendOptions]) -> Call:
         """One message through the handler of ``topic``; ``value`` is written by the route's parser, None is a tombstone.
@@ -157,13 +203,18 @@ class Client:
         record = PlainRecord(topic, partition, offset, milliseconds, item.key, item.value, item.headers)
         call = Call(topic)
         attempts = 1 if raise_errors else handling.retry.attempts
-        if handling.inline:
-            responses = self._try(handling, record, call, attempts, handling.one)
-        else:
-            responses = self._queue(handling, record, call, attempts)
+        before = len(self.direct)
+        with self._keeping():
+            if handling.inline:
+                responses = self._try(handling, record, call, attempts, handling.one)
+            else:
+                responses = self._queue(handling, record, call, attempts)
+        call.direct = self.direct[before:]
         if call.error is not None and raise_errors:
             raise call.error
-        call.responses = [Sent(item, handling.parser) for item in responses or ()]
+        call.responses = [
+            Sent(item, item.parser or for_topic(handling.parser, item.topic)) for item in responses or ()
+        ]
         if follow:
             self._follow(call, raise_errors)
         return call
@@ -183,7 +234,8 @@ class Client:
                 call.queue = message.queue or handling.queue
             return entry
 
-        entry = self._try(handling, record, call, attempts, admit)
+        # In the consumer, where a message without a dead letter is tried for ever.
+        entry = self._try(handling, record, call, attempts, admit, last=None if handling.dead_letter else False)
         if entry is None or call.worker is not None:
             return None
         entry = orjson.loads(orjson.dumps(entry))
@@ -202,6 +254,7 @@ class Client:
         call: Call,
         attempts: int,
         step: Callable[[Record, int, float], T],
+        last: bool | None = None,
     ) -> T | None:
         """What ``step`` gives at the first attempt that does not fail; None if every one did, or if it was aborted."""
         for attempt in range(1, attempts + 1):
@@ -214,7 +267,9 @@ class Client:
                 return None
             except Exception as error:
                 call.error = error
-                handling.failed(record, error, attempt, received)
+                handling.failed(record, error, attempt, received, last=last)
+                if is_passing(error):
+                    return None  # in production it would wait: no attempt, and no dead letter
             else:
                 call.error = None
                 return result
@@ -223,7 +278,7 @@ class Client:
         return None
 
     def _follow(self, call: Call, raise_errors: bool) -> None:
-        for item in call.responses:
+        for item in [*call.direct, *call.responses]:
             if item.topic in self.app.handlings:
                 call.followed.append(
                     self._send(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, assert_type
 
 from flowkit import Flowkit, Message, Settings
+from flowkit.parsers import Text
 
 app = Flowkit("shop")
 
@@ -83,6 +85,11 @@ class Bill:
         return order.id
 
 
+@app.responds_to("parcels")
+class Announce:
+    def respond(self, order: Order) -> None: ...
+
+
 def check(order: Order, message: Message, error: Exception, settings: Settings) -> None:
     assert_type(topic_outside, Callable[[Order, Message], int])
     assert_type(topic_inside, Callable[[Order, Message], int])
@@ -111,6 +118,20 @@ def check(order: Order, message: Message, error: Exception, settings: Settings) 
     # A callable object stays what it is; a lambda, a method and a class work as decorated ones.
     assert_type(app.topic("f")(Bill()), Bill)
     assert_type(app.responds_to("y")(Bill().__call__), Callable[[Order], int])  # type: ignore[assert-type]
+
+    # A responder may be a function, a class, or an object of one; a decorated class stays what it is.
+    assert_type(Announce(), Announce)
+    app.topic("h", responder=Announce)
+    app.topic("i", responder=Announce())
+    app.topic("j", responder=named)
+    app.topic("k", responder=7)  # type: ignore[arg-type]
+    app.respond_with(Announce, order)
+    app.respond_with(Announce(), order)
+
+    # Sending.
+    assert_type(app.producer.submit("l", order, key="a"), Future[None])
+    app.producer.send("l", order, parser=Text)
+    app.producer.send("l", order, ky="a")  # type: ignore[call-arg]
 
     # The imperative twins.
     app.add_topic("g", named, retry=3)
