@@ -136,7 +136,7 @@ def test_a_signal_ends_it_at_any_time(number: signal.Signals, at: str, log: Path
 
 def test_a_second_signal_ends_it_at_once(stuck: Path, log: Path, wait_for: WaitFor) -> None:
     with Dev("stuck", "--broker-port", "0", cwd=stuck, log=log) as dev:
-        dev.wait_for("assigned group=stuck_numbers")
+        dev.wait_for("rebalanced group=stuck_numbers assigned=")
         assert flowkit("send", "stuck", "numbers", "1", cwd=stuck, env={"FLOWKIT_KAFKA_HOSTS": dev.hosts()}).code == 0
         dev.wait_for("in hand")
         dev.signal(signal.SIGINT)
@@ -158,7 +158,7 @@ def test_its_sudden_death_leaves_nothing_behind(log: Path, wait_for: WaitFor) ->
 @pytest.mark.parametrize("name", ["run", "worker"])
 def test_the_death_of_a_child_ends_it_with_code_1(name: str, log: Path, wait_for: WaitFor) -> None:
     with Dev("shop:app", *FREE_PORTS, log=log) as dev:
-        dev.wait_for("assigned group=shop_orders")
+        dev.wait_for("rebalanced group=shop_orders assigned=")
         [child] = [
             pid
             for pid in dev.children()
