@@ -121,7 +121,8 @@ class DevStack:
 
     def _start_child(self, command: str) -> None:
         arguments = [command, self.app.reference]
-        self.children.append(Child(command, arguments, {**QUICK_GROUPS, **self.environment}, self.say))
+        environment = {**QUICK_GROUPS, **self.environment, "FLOWKIT_HEALTH": ""}  # two cannot have one port
+        self.children.append(Child(command, arguments, environment, self.say))
 
     def topics(self) -> list[str]:
         """Every topic the application reads or writes."""

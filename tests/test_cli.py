@@ -242,11 +242,12 @@ def test_routes_show_what_is_not_as_usual(tmp_path: Path) -> None:
 def test_flow_as_text() -> None:
     assert flowkit("flow", "hello") == (
         0,
-        "greetings =>\n"
+        "greetings => shout (inline)\n"
         "  - shouts: (always, exactly one)\n"
-        "letters =>\n"
+        "letters => reply (queue post)\n"
         "  - copies:  (sometimes, one or more)\n"
-        "  - replies: (always, exactly one)\n",
+        "  - replies: (always, exactly one)\n"
+        "  - dead:    (dead letters, after 3 attempts)\n",
         "",
     )
 
@@ -254,10 +255,14 @@ def test_flow_as_text() -> None:
 def test_flow_for_programs() -> None:
     assert json.loads(flowkit("flow", "hello", "--json").out)[1] == {
         "topic": "letters",
+        "handler": "reply",
+        "runs": "queue",
+        "queue": "post",
         "responses": [
             {"topic": "copies", "required": False, "multiple_usage": True},
             {"topic": "replies", "required": True, "multiple_usage": False},
         ],
+        "dead_letter": "dead",
     }
 
 
@@ -272,7 +277,8 @@ def test_info_says_that_kafka_and_redis_answer(kafka: Kafka, redis_url: str) -> 
     done = flowkit("info", "hello", env={"FLOWKIT_KAFKA_HOSTS": kafka.hosts, "FLOWKIT_REDIS": redis_url})
     assert done.code == 0
     assert "application: hello:app\n" in done.out
-    assert "groups: hello_greetings, hello_letters\nqueues: post\nkafka: answers: " in done.out
+    assert "groups: hello_greetings, hello_letters\nqueues: post\ntopics\n" in done.out
+    assert "\n  shouts:                           missing\nkafka: answers: " in done.out
     assert done.out.endswith("\nredis: answers\n")
 
 

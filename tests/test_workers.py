@@ -23,7 +23,7 @@ from support import make_app
 
 from flowkit import worker as worker_module
 from flowkit.jobs import Envelope, queues_key
-from flowkit.worker import Workers
+from flowkit.worker import Seat, Workers
 
 
 class Tasks:
@@ -214,11 +214,11 @@ def test_queues_that_hooks_make_up_get_processes_up_to_a_limit(
     monkeypatch.setattr(worker_module, "MAX_HOOK_QUEUES", 3)
     workers = Workers(make_app(), None)
     workers.app.add_topic("orders", print, inline=False, queue="of-a-route")
-    workers._pids[1] = "of-a-route"
+    workers._pids[1] = Seat("of-a-route")
     for names in (["of-a-route", "q1", "q2"], ["q3", "q4", "q5"], ["q6"]):
         redis.sadd(queues_key("shop"), *(f"rq:queue:{name}" for name in names))
         workers._look_for_queues(redis)
-    assert sorted(workers._start_at) == ["q1", "q2", "q3"]
+    assert sorted(seat.queue for seat in workers._start_at) == ["q1", "q2", "q3"]
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "more than 3 queues" in record.getMessage()
     assert "q4 for example" in record.getMessage()

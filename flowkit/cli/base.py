@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +13,7 @@ import typer
 from ..errors import ConfigurationError
 from ..reporting import load
 from ..settings import LOG_LEVELS
+from .completing import applications
 
 if TYPE_CHECKING:
     from ..app import Flowkit
@@ -41,7 +42,10 @@ Examples:
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-App = Annotated[str | None, typer.Argument(metavar="APP", help="module:attribute; FLOWKIT_APP if not given.")]
+App = Annotated[
+    str | None,
+    typer.Argument(metavar="APP", help="module:attribute; FLOWKIT_APP if not given.", autocompletion=applications),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 LogLevel = Annotated[
     str | None,
@@ -70,14 +74,21 @@ def style(text: str, **style: Any) -> str:
     return text if os.environ.get("NO_COLOR") else typer.style(text, **style)
 
 
-def table(rows: Sequence[Mapping[str, str]], usual: Mapping[str, str]) -> None:
-    """Columns under their names, as wide as they need to be; without those that hold the usual value only."""
+def table(rows: Sequence[Mapping[str, str]], usual: Mapping[str, str], right: Collection[str] = ()) -> None:
+    """Columns under their names, as wide as they need to be; without those that hold the usual value only. Those of
+    ``right`` hold numbers.
+    """
     names = [name for name in rows[0] if any(row[name] != usual.get(name) for row in rows)] if rows else []
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+
+    def line(row: Mapping[str, str]) -> str:
+        cells = (f"{row[name]:{'>' if name in right else '<'}{widths[name]}}" for name in names)
+        return "  ".join(cells).rstrip()
+
     if names:
-        typer.echo(style("  ".join(f"{name:<{widths[name]}}" for name in names).rstrip(), bold=True))
+        typer.echo(style(line({name: name for name in names}), bold=True))
     for row in rows:
-        typer.echo("  ".join(f"{row[name]:<{widths[name]}}" for name in names).rstrip())
+        typer.echo(line(row))
 
 
 def version_of(package: str) -> str:

@@ -11,10 +11,12 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigurationError
+from . import completing
 from .base import App, LogLevel, load_and_log, names_of
 
 AsDaemon = Annotated[
-    bool, typer.Option("--daemon", "-d", help="Go on in the background, once everything is ready; see `flowkit stop`.")
+    bool,
+    typer.Option("--daemon", "-d", help="Go on in the background, once everything is ready; see `flowkit stop`."),
 ]
 PidPath = Annotated[
     Path | None,
@@ -30,10 +32,18 @@ RUN_PID = Path("tmp/flowkit-run.pid")
 def run(
     app: App = None,
     topics: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Consume these topics only, with commas.")
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Consume these topics only, with commas.", autocompletion=completing.topics
+        ),
     ] = None,
     groups: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Consume the topics of these groups only, with commas.")
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Consume the topics of these groups only, with commas.",
+            autocompletion=completing.groups,
+        ),
     ] = None,
     log_level: LogLevel = None,
     daemon: AsDaemon = False,
@@ -66,8 +76,15 @@ def worker(
     app: App = None,
     queues: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Queues, with commas; if not given, those of the routes and of hooks."),
+        typer.Option(
+            metavar="NAMES",
+            help="Queues, with commas; if not given, those of the routes and of hooks.",
+            autocompletion=completing.queues,
+        ),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", "-n", metavar="COUNT", help="Processes for each queue.", min=1)
+    ] = 1,
     burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
     log_level: LogLevel = None,
     daemon: AsDaemon = False,
@@ -76,11 +93,13 @@ def worker(
 ) -> None:
     """Work on the queues: run the handlers of queued messages.
 
-    Does what `rq worker` does, with the application imported once; one process a queue.
+    Does what `rq worker` does, with the application imported once. Several queues are several processes, so that no job is
+    lost when one is killed; --processes gives each queue more of them. One that ends is started again.
 
     \b
     Examples:
       flowkit worker shop:app
+      flowkit worker shop:app --processes 4
       flowkit worker shop:app --queues default,express
     """
     from ..worker import Workers, route_queues
@@ -94,7 +113,7 @@ def worker(
                 f"{application.reference} queues nothing: all its routes are inline; `flowkit run` does all the work"
             )
         print(f"flowkit: working on {', '.join(names or route_queues(application))}", file=sys.stderr)
-        code = Workers(application, names, burst=burst, on_ready=ready).run()
+        code = Workers(application, names, burst=burst, processes=processes, on_ready=ready).run()
         if code:
             raise typer.Exit(code)
 

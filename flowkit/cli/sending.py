@@ -15,6 +15,7 @@ import typer.core
 
 from ..errors import ConfigurationError, DeliveryError, FlowkitError
 from ..reporting import load
+from .completing import application_or_topic
 
 
 class Send(typer.core.TyperCommand):
@@ -25,7 +26,10 @@ class Send(typer.core.TyperCommand):
 
 
 def send(
-    arguments: Annotated[list[str], typer.Argument(metavar="[APP] TOPIC [VALUE]", hidden=True)],
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="[APP] TOPIC [VALUE]", hidden=True, autocompletion=application_or_topic),
+    ],
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with one message a line, for example JSON lines.")
     ] = None,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import FlowkitError
+from ..errors import ConfigurationError, FlowkitError
 from ..reporting import load
+from ..settings import unknown_name
 from ..signature import name_of
 from .base import App, AsJson, print_json, style, table, version_of
 
 if TYPE_CHECKING:
     from ..app import Flowkit
+    from ..topics import Need
 
 
 def routes(app: App = None, as_json: AsJson = False) -> None:
@@ -75,50 +77,50 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
     return None
 
 
-def flow(app: App = None, as_json: AsJson = False) -> None:
+class Format(StrEnum):
+    """How ``flowkit flow`` draws."""
+
+    text = "text"
+    mermaid = "mermaid"
+    dot = "dot"
+    svg = "svg"
+
+
+def flow(
+    app: App = None,
+    format: Annotated[
+        Format, typer.Option("--format", "-f", help="text, or a map: mermaid for Markdown, dot for Graphviz, svg.")
+    ] = Format.text,
+    as_json: AsJson = False,
+) -> None:
     """Show which topics come in, and what each of them leads to.
 
-    "always" is a required response; "one or more" may be sent several times a call.
+    "always" is a required response; "one or more" may be sent several times a call. In the maps a solid line is always
+    sent, a dashed one sometimes, and a dotted one leads to dead letters; a queued handler has a double frame.
 
     \b
     Examples:
       flowkit flow shop:app
+      flowkit flow shop:app --format svg > flow.svg
       flowkit flow shop:app --json
     """
+    from .. import flowmap
+
     application = load(app)
-    rows = [
-        {
-            "topic": topic,
-            "responses": [
-                {"topic": d.topic, "required": d.required, "multiple_usage": d.multiple_usage}
-                for d in sorted(handling.all_declarations.values(), key=lambda d: d.topic)
-            ],
-        }
-        for topic, handling in sorted(application.handlings.items())
-    ]
     if as_json:
-        return print_json(rows)
-    if not rows:
+        print_json(flowmap.rows(application))
+    elif format is not Format.text:
+        draw = {Format.mermaid: flowmap.mermaid, Format.dot: flowmap.dot, Format.svg: flowmap.svg}[format]
+        typer.echo(draw(application), nl=False)
+    elif not application.handlings:
         typer.echo(f"{application.reference} has no topics; register a handler with @app.topic(...)")
-    for line in flow_lines(application):
-        typer.echo(line)
-    return None
-
-
-def flow_lines(app: Flowkit) -> Iterator[str]:
-    """The flow map as text."""
-    for topic, handling in sorted(app.handlings.items()):
-        declared = sorted(handling.all_declarations.values(), key=lambda d: d.topic)
-        if not declared:
-            yield f"{topic} => (nothing)"
-            continue
-        yield f"{topic} =>"
-        width = max(len(d.topic) for d in declared) + 1
-        yield from (f"  - {d.topic + ':':<{width}} ({d.when}, {d.how_many})" for d in declared)
+    else:
+        for line in flowmap.text(application):
+            typer.echo(line)
 
 
 def info(app: App = None, as_json: AsJson = False) -> None:
-    """Show versions and settings, and whether Kafka and Redis answer.
+    """Show versions, settings and topics; do Kafka and Redis answer?
 
     Passwords and other secrets are masked.
 
@@ -131,13 +133,16 @@ def info(app: App = None, as_json: AsJson = False) -> None:
 
     application = load(app)
     packages = ("flowkit-kafka", "kafka-python", "rq", "redis", "typer", "orjson")
+    kafka, found_topics = _kafka_state(application)
     found = {
         "application": application.reference,
+        "environment": application.settings.env,
         "versions": {"python": platform.python_version(), **{name: version_of(name) for name in packages}},
         "settings": dict(application.settings.rows()),
         "groups": sorted({handling.group for handling in application.handlings.values()}),
         "queues": route_queues(application),
-        "kafka": _kafka_state(application),
+        "topics": found_topics,
+        "kafka": kafka,
         "redis": _redis_state(application),
     }
     if as_json:
@@ -153,15 +158,29 @@ def info(app: App = None, as_json: AsJson = False) -> None:
     return None
 
 
-def _kafka_state(app: Flowkit) -> str:
+def _kafka_state(app: Flowkit) -> tuple[str, dict[str, str]]:
+    """What the brokers say, and the state of each topic that the application needs."""
+    from ..topics import needs, uses
+
+    unknown = dict.fromkeys(uses(app), "unknown")
     if not app.settings.kafka.hosts:
-        return "kafka.hosts is not set"
-    from ..clients.kafka_python import brokers
+        return "kafka.hosts is not set", unknown
+    from ..clients.kafka_admin import Cluster
 
     try:
-        return f"answers: {', '.join(brokers(app.settings))}"
+        with Cluster(app.settings) as cluster:
+            return f"answers: {', '.join(cluster.brokers())}", {
+                need.topic: _topic_state(need) for need in needs(app, cluster)
+            }
     except FlowkitError as error:
-        return str(error)
+        return str(error), unknown
+
+
+def _topic_state(need: Need) -> str:
+    if need.state is None:
+        return "missing"
+    partitions = f"{need.state.partitions} partition{'' if need.state.partitions == 1 else 's'}"
+    return f"{need.verdict}, {partitions}, replication factor {need.state.replication_factor}"
 
 
 def _redis_state(app: Flowkit) -> str:
@@ -175,3 +194,39 @@ def _redis_state(app: Flowkit) -> str:
     except FlowkitError as error:
         return str(error)
     return "answers"
+
+
+def _commands(ctx: typer.Context, incomplete: str) -> list[str]:
+    return [name for name in sorted(_known(ctx)) if name.startswith(incomplete)]
+
+
+def _known(ctx: typer.Context) -> dict[str, Any]:
+    """The commands by name, without the hidden second names."""
+    assert ctx.parent is not None
+    group: Any = ctx.parent.command
+    return {name: command for name, command in group.commands.items() if not command.hidden}
+
+
+def help_(
+    ctx: typer.Context,
+    command: Annotated[
+        str | None, typer.Argument(metavar="COMMAND", help="The command.", autocompletion=_commands)
+    ] = None,
+) -> None:
+    """Show what there is, or the options of a command.
+
+    \b
+    Examples:
+      flowkit help
+      flowkit help run
+    """
+    assert ctx.parent is not None
+    if command is None:
+        return typer.echo(ctx.parent.get_help())
+    found = _known(ctx).get(command)
+    if found is None:
+        raise ConfigurationError(unknown_name(f"help {command}", command, _known(ctx), "command"))
+    options = {"help_option_names": ctx.help_option_names}
+    with found.make_context(command, [], parent=ctx.parent, resilient_parsing=True, **options) as inner:
+        typer.echo(found.get_help(inner))
+    return None
