@@ -9,35 +9,39 @@ BIN = $(VENV)/bin
 
 .PHONY: demo test docs lint format types bench clean
 
-$(VENV)/.installed: setup.cfg setup.py
+# Each set of packages has a stamp: the demo needs few of them, the tests many.
+$(VENV)/.%: setup.cfg setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowkit needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
-	@echo "Installing into $(VENV), about half a minute:"
-	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); this takes a minute:"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.dev: EXTRAS = dev
+$(VENV)/.test: EXTRAS = dev,test
+
+demo: $(VENV)/.dev
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.installed
+test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.test
 	$(BIN)/python -m mkdocs build --strict
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.installed
+format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.installed
+types: $(VENV)/.test
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.test
 	$(BIN)/python -W ignore tests/benchmarks/consume.py
 
 clean:

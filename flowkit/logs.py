@@ -44,7 +44,7 @@ def level_of(settings: Settings) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, what ``extra`` gave, ``error`` (a traceback)."""
+    """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, what ``extra`` gave, ``error``."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -58,4 +58,15 @@ class JsonFormatter(logging.Formatter):
             line["error"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = record.stack_info
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        try:
+            return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        except TypeError:  # what orjson refuses: half a surrogate, a number of more than 64 bits, a circle, ...
+            return orjson.dumps({_safe(name): _safe(value) for name, value in line.items()}).decode()
+
+
+def _safe(value: Any) -> str:
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:
+        text = object.__repr__(value)
+    return text.encode(errors="backslashreplace").decode()

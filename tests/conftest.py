@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import time
 import uuid
 import warnings
@@ -31,6 +32,8 @@ with warnings.catch_warnings():
 
 
 def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background: children would ignore Ctrl-C too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("FLOWKIT_REQUIRE_APACHE_KAFKA") == "1" and running_kafka() is None:
         try:
             if reason := why_embedded():
