@@ -99,3 +99,12 @@ def test_the_map_from_karafka_names_the_tests_there_are() -> None:
     named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs" / "karafka.md").read_text()))
 
     assert named == {path.name for path in (ROOT / "tests" / "seed").glob("test_*.py")}
+
+
+def test_the_readme_says_where_everything_is() -> None:
+    table = (ROOT / "README.md").read_text().partition("| module | one thing |")[2].partition("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines() if row]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)/?`", cell)}
+    modules = {path.stem for path in (ROOT / "flowkit").iterdir() if path.suffix == ".py" or path.is_dir()}
+
+    assert named == {name for name in modules if not name.startswith("__")}
