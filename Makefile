@@ -28,7 +28,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.test
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def main() -> int:
     with stop_requested() as stop, DevStack(app, say, broker_port=0, redis_port=0) as stack:
         os.environ.update(stack.environment)
         app.settings_for_kafka()
-        watcher = Watcher(stack.broker.hosts, stack.topics(), stack.partitions, show, in_all=SHOWN)
+        watcher = Watcher(stack.broker.hosts, stack.topics(), show, in_all=SHOWN)
         heading("What arrives:")
         start = began = time.monotonic()
         feed(app, readings)

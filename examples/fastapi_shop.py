@@ -24,7 +24,7 @@ class Order(BaseModel):
 
 # --8<-- [start:send]
 @asynccontextmanager
-async def lifespan(api: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+async def lifespan(api: FastAPI) -> AsyncIterator[None]:
     yield
     await asyncio.to_thread(app.producer.close)  # what is under way goes out first
 
@@ -40,7 +40,7 @@ async def take(order: Order) -> dict[str, int]:
 
 
 @api.exception_handler(DeliveryError)
-async def kafka_is_away(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+async def kafka_is_away(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": str(error)}, status_code=503)
     # --8<-- [end:send]
 

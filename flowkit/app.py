@@ -11,12 +11,20 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 
 from .coroutines import close_loop, finish
-from .dispatch import Abort, Handling, entry_of
+from .dispatch import Handling, entry_of
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
-from .message import about
+from .message import Abort, about, place
 from .monitor import EVENTS, Guard, Monitor
 from .parsers import Json
-from .responses import Declarations, current, declaring, respond_with
+from .responses import (
+    Declarations,
+    check_responder,
+    current,
+    declaring,
+    respond_with,
+    responder_name,
+    with_parsers,
+)
 from .route import (
     OPTIONS,
     Declaration,
@@ -279,7 +287,9 @@ class Flowkit:
         """
         call = current.get()
         parser = call.parser if call is not None else Json
-        responses = respond_with(call, responder, self.declarations_of(responder), parser, args)
+        declarations = with_parsers(self.declarations_of(responder), parser)
+        check_responder(responder, declarations, responder_name(responder))
+        responses = respond_with(call, responder, declarations, parser, args)
         if call is None:
             self.producer.send_all(responses)
 
@@ -330,7 +340,7 @@ class Flowkit:
         return self._settings
 
     def _connected_settings(self, needs_redis: bool | Callable[[Settings], bool] = False) -> Settings:
-        from .clients.kafka_python import option_mistakes
+        from .clients.kafka_options import option_mistakes
 
         return Settings.load(self._given, os.environ, needs_redis=needs_redis, check=option_mistakes)
 
@@ -475,11 +485,13 @@ class Flowkit:
         self.start()
         handling = self.handling(topic)
         attempt, last = int(params.get("attempt", 1)), bool(params.get("last_attempt", False))
-        failures = run_entries(self, handling, [entry_of(params)], attempt)
+        failures = run_entries(self, handling, [entry_of(params)], attempt, last=last)
         self.events.notice("performed", topic=topic, count=1, failed=len(failures))
         for failure in failures:
             details = about(failure.record, handling.group) if failure.record else {"topic": topic}
-            self.events.notice_error("failed", failure.error, **details, attempt=attempt, last=last)
+            where = place(failure.record) if failure.record else topic
+            text = f"{where} failed, attempt {attempt}: {type(failure.error).__name__}: {failure.error}"
+            self.events.notice_error("failed", failure.error, message=text, **details, attempt=attempt, last=last)
             if failure.record is not None:
                 handling.failed(failure.record, failure.error, attempt, failure.entry[3], last=last)
             raise failure.error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import redis
 from rq import Queue
 
-from .jobs import Envelope, connect, known_queues, redis_errors
+from .jobs import Envelope, connect, known_queues, redis_errors, route_queues
 
 if TYPE_CHECKING:
     from .app import Flowkit
@@ -51,20 +51,23 @@ def backlog(app: Flowkit, connection: redis.Redis | None = None) -> list[Backlog
     The numbers are read one after the other, so while work goes on a job may be counted twice or not at all. Raises
     ``SettingsError`` where no Redis is set, and ``RedisUnavailable``.
     """
-    from .worker import route_queues
-
     settings = app.settings if app.settings.redis else app.settings_for_queues()
     assert settings.redis is not None
     own = connect(settings.redis) if connection is None else None
     client = own or connection
     assert client is not None
     try:
-        names = sorted({*route_queues(app), *known_queues(client, settings.name)})
+        names = queue_names(app, client)
         with redis_errors():
             return [_backlog(Queue(name, connection=client, serializer=Envelope)) for name in names]
     finally:
         if own is not None:
             own.close()
+
+
+def queue_names(app: Flowkit, connection: redis.Redis) -> list[str]:
+    """The queues that an application's routes name, and those its hooks have chosen so far. Raises ``RedisUnavailable``."""
+    return sorted({*route_queues(app), *known_queues(connection, app.settings.name)})
 
 
 def _backlog(queue: Queue) -> Backlog:

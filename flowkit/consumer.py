@@ -642,7 +642,7 @@ class Consumer:
         until = time.monotonic() + delay
         while not self.stopping and time.monotonic() < until:
             time.sleep(0.05)
-        self.turned_at = time.monotonic()
+            self.turned_at = time.monotonic()
 
     def _drop_client(self, timeout: float) -> None:
         client, self._client = self._client, None

@@ -108,7 +108,8 @@ class Daemon:
         self._door = door
 
     def ready(self) -> None:
-        os.write(self._door, b"ready")
+        with contextlib.suppress(BrokenPipeError):  # who waited for it was killed
+            os.write(self._door, b"ready")
         os.close(self._door)
 
     def begin(self) -> None:

@@ -13,7 +13,9 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from . import topics
 from .devstack import WATCHED, EmbeddedBroker, EmbeddedRedis
+from .jobs import route_queues
 
 if TYPE_CHECKING:
     from .app import Flowkit
@@ -85,7 +87,7 @@ class DevStack:
         self.partitions = partitions
         settings = app.settings
         self.broker = EmbeddedBroker(_port(broker_port, settings.kafka.hosts[0] if settings.kafka.hosts else None))
-        self.queued = any(not handling.inline for handling in app.handlings.values())
+        self.queued = bool(route_queues(app))  # what another worker than RQ needs is not ours to start
         redis = settings.redis if isinstance(settings.redis, str) else None
         self.redis = EmbeddedRedis(_port(redis_port, redis)) if self.queued else None
         self.children: list[Child] = []
@@ -110,7 +112,7 @@ class DevStack:
             if self.redis is not None:
                 self.redis.start()
                 self.say("dev", f"Redis on {self.redis.url}")
-            self.broker.create_topics(dict.fromkeys(self.topics(), self.partitions))
+            self.broker.create_topics(self.topics())
             self._start_child("run")
             if self.queued:
                 self._start_child("worker")
@@ -124,9 +126,17 @@ class DevStack:
         environment = {**QUICK_GROUPS, **self.environment, "FLOWKIT_HEALTH": ""}  # two cannot have one port
         self.children.append(Child(command, arguments, environment, self.say))
 
-    def topics(self) -> list[str]:
-        """Every topic the application reads or writes."""
-        return topics_of(self.app)
+    def topics(self) -> dict[str, int]:
+        """Every topic that the application needs, with its partitions: as declared or set, else those of ``flowkit dev``."""
+        found = {topic: topics.wanted(self.app, topic) for topic in topics.uses(self.app)}
+        return {topic: wanted.partitions or self.partitions for topic, wanted in found.items()}
+
+    def sent_topics(self) -> dict[str, int]:
+        """Those of ``topics`` that the application sends to."""
+        uses = topics.uses(self.app)
+        return {
+            topic: count for topic, count in self.topics().items() if {"response", "dead letter"} & {*uses[topic]}
+        }
 
     def wait(self, until: Callable[[], bool], meanwhile: Callable[[], None]) -> int:
         """Until ``until`` is true (0) or one of the parts ended by itself (1); calls ``meanwhile`` in between."""
@@ -152,16 +162,6 @@ class DevStack:
         if self.redis is not None:
             self.redis.stop()
         self.broker.stop()
-
-
-def topics_of(app: Flowkit) -> list[str]:
-    """Every topic that an application reads or writes."""
-    return sorted(set(app.handlings) | sent_topics(app))
-
-
-def sent_topics(app: Flowkit) -> set[str]:
-    """Every topic that an application sends to."""
-    return {topic for handling in app.handlings.values() for topic in handling.sends_to}
 
 
 def _port(given: int | None, configured: str | None) -> int | None:

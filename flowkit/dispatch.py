@@ -18,7 +18,7 @@ import orjson
 from .coroutines import finish
 from .errors import ParserError, QueueError, ResponseError, ResponseMissing, is_passing
 from .interchangers import Plain, pack, unpack
-from .message import HeaderPairs, Message, PlainRecord, Record, place
+from .message import Abort, HeaderPairs, Message, PlainRecord, Record, place
 from .parsers import Json, for_topic
 from .payload import Decode, decoder
 from .responses import (
@@ -30,6 +30,7 @@ from .responses import (
     encoded,
     respond_with,
     responder_name,
+    with_parsers,
 )
 from .retry import Retry
 from .route import Handler, Responder, Route
@@ -43,10 +44,6 @@ Entry = list[Any]  # one queued message as JSON can hold it; the fields are thos
 ENTRY = ("partition", "offset", "timestamp", "received_at", "key", "headers", "value")
 LOADED_BYTES = "flowkit:bytes"
 """Marks the bytes that an interchanger gave, so that it gets them back as bytes."""
-
-
-class Abort(BaseException):
-    """Raised by ``app.abort()``: this message is done. A BaseException, so that ``except Exception`` lets it through."""
 
 
 class Until:
@@ -84,8 +81,10 @@ class Handling:
         self.job_timeout = route.job_timeout or settings.job_timeout
         self.parser = for_topic(route.parser or Json, route.topic)
         self.interchanger = route.interchanger or Plain
-        self.declarations = route.declarations
-        self.responder_declarations = declarations_of(route.responder) if route.responder else {}
+        self.declarations = with_parsers(route.declarations, self.parser)
+        self.responder_declarations = with_parsers(
+            declarations_of(route.responder) if route.responder else {}, self.parser
+        )
         if route.responder:
             what = f"the responder {responder_name(route.responder)} of topic {route.topic!r}"
             check_responder(route.responder, self.responder_declarations, what)
@@ -138,14 +137,14 @@ class Handling:
             current.reset(token)
             self._idle.take()
 
-    def message(self, record: Record, attempt: int, received: float) -> Message:
-        """The record as handlers and hooks are given it."""
+    def message(self, record: Record, attempt: int, received: float, last: bool | None = None) -> Message:
+        """The record as handlers and hooks are given it; ``last`` where others than flowkit decide on attempts."""
         return Message(
             record,
             self.decode,
             group=self.group,
             attempt=attempt,
-            last=attempt >= self._last_attempt,
+            last=attempt >= self._last_attempt if last is None else last,
             received=received,
             queue=None if self.inline else self.queue,
             worker=self.worker,
@@ -255,7 +254,7 @@ class Handling:
 
     def _written(self, payload: Any) -> bytes | None:
         """A payload as the worker will read it: by the parser, a text too, which as a response would pass as it is."""
-        return None if payload is None else encoded(self.parser.generate(payload), self.parser.generate)
+        return None if payload is None else encoded(self.parser.generate(payload), self.parser)
 
     def entry(self, record: Record, received: float, value: bytes | None) -> Entry:
         """A message as its job carries it."""
@@ -301,16 +300,13 @@ class Handling:
         assert self.dead_letter is not None
         return Response(self.dead_letter, record.value, record.key, headers=(*record.headers, *origin))
 
-    def is_last(self, attempt: int, error: Exception) -> bool:
-        """Whether a message that failed so is not tried again by itself."""
-        return attempt >= self._last_attempt and not is_passing(error)
-
     def failed(
         self, record: Record, error: Exception, attempt: int, received: float, *, last: bool | None = None
     ) -> None:
         """Tells the ``after_failure`` hooks. What they raise is logged: it must not hide the error they are told of."""
-        message = self.message(record, attempt, received)
-        message._last = self.is_last(attempt, error) if last is None else last
+        if is_passing(error) and last is None:
+            last = False  # it waits, and is tried again
+        message = self.message(record, attempt, received, last)
         for hook in self.after:
             try:
                 finish(hook(error, message))

@@ -6,6 +6,7 @@ turn back edges around, put each node into a layer, order the layers by barycent
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -239,10 +240,10 @@ def _order(part: Part) -> None:
         left[target.id].append(source)
     best = [list(layer) for layer in part.layers]
     fewest = _crossings(part, best)
+    at = {box.id: number for layer in part.layers for number, box in enumerate(layer)}
     for sweep in range(SWEEPS):
         near, order = (left, part.layers[1:]) if sweep % 2 == 0 else (right, part.layers[-2::-1])
         for layer in order:
-            at = {box.id: number for other in part.layers for number, box in enumerate(other)}
             middle = {
                 box.id: sum(at[other.id] for other in near[box.id]) / len(near[box.id])
                 if near[box.id]
@@ -250,6 +251,7 @@ def _order(part: Part) -> None:
                 for box in layer
             }
             layer.sort(key=lambda box: middle[box.id])
+            at.update((box.id, number) for number, box in enumerate(layer))
         crossings = _crossings(part, part.layers)
         if crossings < fewest:
             best, fewest = [list(layer) for layer in part.layers], crossings
@@ -261,13 +263,13 @@ def _crossings(part: Part, layers: Sequence[Sequence[Box]]) -> int:
     between: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for source, target in part.links:
         between[source.layer].append((at[source.id], at[target.id]))
-    return sum(
-        1
-        for links in between.values()
-        for number, (a, b) in enumerate(links)
-        for c, d in links[number + 1 :]
-        if (a - c) * (b - d) < 0
-    )
+    crossings = 0
+    for links in between.values():
+        ends: list[int] = []
+        for _, end in sorted(links):  # one crosses those that begin above it and end below it
+            crossings += len(ends) - bisect.bisect_right(ends, end)
+            bisect.insort(ends, end)
+    return crossings
 
 
 # Places.
@@ -366,7 +368,7 @@ def _lines(part: Part, lowest: float) -> list[str]:
         )
         found.append(_line(edge, path, (target.x - 7, to_y)))
         if edge.when in ("always", "sometimes"):
-            found.append(f'<text class="fk-many" x="{start - 22:.1f}" y="{lane + 3:.1f}">{_number(edge)}</text>')
+            found.append(f'<text class="fk-many" x="{start - 22:.1f}" y="{lane + 3:.1f}">{edge.how_many}</text>')
     return found
 
 
@@ -401,12 +403,8 @@ def _how_many(edge: Edge, way: Sequence[Box], ports: dict[tuple[Edge, str], floa
     x = first.right + (then.x - first.right) * share
     smooth = share * share * (3 - 2 * share)  # close to the height of the curve there
     return (
-        f'<text class="fk-many" x="{x:.1f}" y="{from_y + (to_y - from_y) * smooth + 3.5:.1f}">{_number(edge)}</text>'
+        f'<text class="fk-many" x="{x:.1f}" y="{from_y + (to_y - from_y) * smooth + 3.5:.1f}">{edge.how_many}</text>'
     )
-
-
-def _number(edge: Edge) -> str:
-    return "many" if edge.many else "one"
 
 
 def _shape(box: Box, dead: str | None) -> str:

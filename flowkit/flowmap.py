@@ -6,7 +6,6 @@ A solid line is a response that every call sends, a dashed one may be sent, a do
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from .signature import name_of
 if TYPE_CHECKING:
     from .app import Flowkit
     from .dispatch import Handling
-    from .route import Route
+    from .route import Declaration, Route
 
 When = Literal["in", "always", "sometimes", "dead letter"]
 
@@ -47,6 +46,10 @@ class Edge:
     when: When
     many: bool = False
 
+    @property
+    def how_many(self) -> str:
+        return "many" if self.many else "one"
+
 
 @dataclass(frozen=True, slots=True)
 class FlowMap:
@@ -73,12 +76,11 @@ def flow_map(app: Flowkit) -> FlowMap:
     edges: list[Edge] = []
     for topic, handling in handlings:
         handler = f"handler:{topic}"
-        attempts = handling.retry.attempts
-        about = f"{_where(handling.route)}; group {handling.group}; {attempts} attempt{'' if attempts == 1 else 's'}"
+        about = f"{_where(handling.route)}; group {handling.group}; {_attempts(handling)}"
         handlers.append(Node(handler, "handler", handling.route.name, runs(handling), about))
         topics[topic] = None
         edges.append(Edge(f"topic:{topic}", handler, "in"))
-        for declared in sorted(handling.all_declarations.values(), key=lambda d: d.topic):
+        for declared in _responses(handling):
             topics[declared.topic] = None
             when: When = "always" if declared.required else "sometimes"
             edges.append(Edge(handler, f"topic:{declared.topic}", when, declared.multiple_usage))
@@ -105,7 +107,7 @@ def rows(app: Flowkit) -> list[dict[str, Any]]:
             "queue": None if handling.inline or handling.worker else handling.queue,
             "responses": [
                 {"topic": d.topic, "required": d.required, "multiple_usage": d.multiple_usage}
-                for d in sorted(handling.all_declarations.values(), key=lambda d: d.topic)
+                for d in _responses(handling)
             ],
             "dead_letter": handling.dead_letter,
         }
@@ -113,19 +115,28 @@ def rows(app: Flowkit) -> list[dict[str, Any]]:
     ]
 
 
+def leads_to(handling: Handling) -> list[tuple[str, str]]:
+    """Each topic that a route sends to, and when and how often, in words."""
+    found = [(d.topic, f"{d.when}, {d.how_many}") for d in _responses(handling)]
+    if handling.dead_letter:
+        found.append((handling.dead_letter, f"dead letters, after {_attempts(handling)}"))
+    return found
+
+
+def _responses(handling: Handling) -> list[Declaration]:
+    return sorted(handling.all_declarations.values(), key=lambda declared: declared.topic)
+
+
+def _attempts(handling: Handling) -> str:
+    attempts = handling.retry.attempts
+    return f"{attempts} attempt{'' if attempts == 1 else 's'}"
+
+
 def text(app: Flowkit) -> Iterator[str]:
     """The map line by line, for a terminal."""
     for topic, handling in sorted(app.handlings.items()):
         yield f"{topic} => {handling.route.name} ({runs(handling)})"
-        out = [
-            (d.topic, f"{d.when}, {d.how_many}")
-            for d in sorted(handling.all_declarations.values(), key=lambda d: d.topic)
-        ]
-        if handling.dead_letter:
-            attempts = handling.retry.attempts
-            out.append(
-                (handling.dead_letter, f"dead letters, after {attempts} attempt{'' if attempts == 1 else 's'}")
-            )
+        out = leads_to(handling)
         width = max((len(name) for name, _ in out), default=0) + 1
         yield from (f"  - {name + ':':<{width}} ({how})" for name, how in out)
         if not out:
@@ -152,7 +163,7 @@ def mermaid(app: Flowkit) -> str:
         elif edge.when == "dead letter":
             lines.append(f'  {source} -. "dead letter" .-> {target}')
         else:
-            label = f'"{edge.when}, {_how_many(edge)}"'
+            label = f'"{edge.when}, {edge.how_many}"'
             arrow = f"-- {label} -->" if edge.when == "always" else f"-. {label} .->"
             lines.append(f"  {source} {arrow} {target}")
     lines += [
@@ -175,7 +186,7 @@ def dot(app: Flowkit) -> str:
     """The map for Graphviz: ``flowkit flow shop:app --format dot | dot -Tpng``."""
     found = flow_map(app)
     lines = [
-        f"digraph {json.dumps(found.name)} {{",
+        f"digraph {_dot(found.name)} {{",
         "  rankdir=LR; bgcolor=transparent;",
         '  node [fontname="sans-serif", fontsize=11, style=filled]; edge [fontname="sans-serif", fontsize=9];',
     ]
@@ -195,7 +206,7 @@ def dot(app: Flowkit) -> str:
         if edge.when == "dead letter":
             style, label = 'dotted, color="#b3403c"', "dead letter"
         elif edge.when != "in":
-            style, label = "solid" if edge.when == "always" else "dashed", f"{edge.when}, {_how_many(edge)}"
+            style, label = "solid" if edge.when == "always" else "dashed", f"{edge.when}, {edge.how_many}"
         named = f", label={_dot(label)}" if label else ""
         lines.append(f"  {_dot(edge.source)} -> {_dot(edge.target)} [style={style}{named}];")
     return "\n".join([*lines, "}"]) + "\n"
@@ -204,10 +215,6 @@ def dot(app: Flowkit) -> str:
 def _dot(value: str) -> str:
     """A quoted string of the DOT language, in which a line break is written as one."""
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-
-
-def _how_many(edge: Edge) -> str:
-    return "many" if edge.many else "one"
 
 
 def svg(app: Flowkit) -> str:

@@ -22,9 +22,9 @@ from rq import Queue, Retry, get_current_job
 from rq.exceptions import ShutDownImminentException
 from rq.job import Job
 
-from .dispatch import Abort, Entry, Handling
+from .dispatch import Entry, Handling
 from .errors import FlowkitError, QueueError, RedisUnavailable, is_passing
-from .message import Record, about, place
+from .message import Abort, Record, about, place
 from .producer import FLUSH_TIMEOUT, Producer
 
 if TYPE_CHECKING:
@@ -124,6 +124,11 @@ def connect(settings: str | Mapping[str, Any]) -> redis.Redis:
 def queues_key(application: str) -> str:
     """The Redis set of the queues that an application has put jobs into, so that they are worked on and looked after."""
     return f"flowkit:queues:{application}"
+
+
+def route_queues(app: Flowkit) -> list[str]:
+    """The queues that the routes name."""
+    return sorted({h.queue for h in app.handlings.values() if not h.inline and h.worker is None})
 
 
 def known_queues(connection: redis.Redis, application: str) -> set[str]:
@@ -301,7 +306,9 @@ def _settle_submitted(producer: Producer, handling: Handling) -> None:
         producer.settle()
 
 
-def run_entries(app: Flowkit, handling: Handling, entries: Iterable[Entry], attempt: int) -> list[Failure]:
+def run_entries(
+    app: Flowkit, handling: Handling, entries: Iterable[Entry], attempt: int, *, last: bool | None = None
+) -> list[Failure]:
     """Handles the messages of a job one by one, sends their responses, and gives those that failed."""
     producer = app.producer
     failures: list[Failure] = []
@@ -311,7 +318,7 @@ def run_entries(app: Flowkit, handling: Handling, entries: Iterable[Entry], atte
         record: Record | None = None
         try:
             record = handling.record(entry)
-            for response in handling.handle(handling.message(record, attempt, entry[3])):
+            for response in handling.handle(handling.message(record, attempt, entry[3], last)):
                 sent.append((entry, record, response.topic, producer.start(response)))
         except Abort:
             continue

@@ -178,6 +178,10 @@ class Message:
         return f"<Message {place(self._record)} attempt {self._attempt}>"
 
 
+class Abort(BaseException):
+    """Raised by ``app.abort()``: this message is done. A BaseException, so that ``except Exception`` lets it through."""
+
+
 def place(record: Record) -> str:
     """Where a record stands, as every error and log line of flowkit writes it: ``orders[2]@1017``."""
     return f"{record.topic}[{record.partition}]@{record.offset}"

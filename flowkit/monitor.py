@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .coroutines import finish
+from .message import Abort
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ TROUBLE = ("failed", "delivery", "queue", "broker", "topics", "stop")
 
 EVENTS = (*LEVELS, *TROUBLE)
 
-EXTRA = ("topic", "partition", "offset", "group", "queue", "job", "count", "attempt")
+EXTRA = ("topic", "partition", "offset", "group", "queue", "count", "attempt")
 """The details that log records have as fields, for structured logs."""
 
 Subscriber = Callable[..., Any]
@@ -137,14 +138,14 @@ class Guard:
     def notice(self, event: str, **details: Any) -> None:
         try:
             self._monitor.notice(event, **details)
-        except Exception:
+        except (Exception, Abort):
             logger.exception("the monitor failed at notice(%r)", event)
         self._tell(event, details)
 
     def notice_error(self, event: str, error: BaseException, **details: Any) -> None:
         try:
             self._monitor.notice_error(event, error, **details)
-        except Exception:
+        except (Exception, Abort):
             logger.exception("the monitor failed at notice_error(%r, %r)", event, error)
         details.pop("traceback", None)
         self._tell(event, {"error": error, **details})
@@ -153,7 +154,7 @@ class Guard:
         for subscriber in self._subscribers.get(event, ()):
             try:
                 finish(subscriber(event, **details))
-            except Exception:
+            except (Exception, Abort):
                 logger.exception("%r failed at the event %r", subscriber, event)
 
 

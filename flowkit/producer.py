@@ -43,6 +43,7 @@ class Producer:
         self._thread = threading.local()
         self._turn = itertools.count()
         self._keep: Callable[[Response], None] | None = None
+        self._closing: list[threading.Thread] = []
         self._no_open()
         os.register_at_fork(after_in_child=self._after_fork)
 
@@ -118,15 +119,16 @@ class Producer:
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()  # what is under way cannot be called back
         if not self._room.acquire(timeout=FLUSH_TIMEOUT):
-            error = DeliveryError(f"{topic}: Kafka does not take what is under way already", passing=True)
-            future.set_exception(error)
+            _fail(
+                future, topic, DeliveryError(f"{topic}: Kafka does not take what is under way already", passing=True)
+            )
             return future
         with self._open_lock:
             self._open[future] = topic
         client = None
         try:
             client = None if self._keep else self._client
-            delivery = self._start(client, item)
+            delivery = self.start(item, client)
         except (DeliveryError, BrokerUnavailable) as problem:
             self._end(future, problem, client)
         except BaseException as problem:
@@ -151,8 +153,7 @@ class Producer:
             return
         if client is not None:
             self._replace(client, error)
-        logger.error("a message for %s that was submitted is not delivered: %s", topic, error)
-        future.set_exception(error)
+        _fail(future, topic, error)
 
     def _replace(self, client: ProducerClient, error: BaseException) -> None:
         """Lets the next message have a new client, if this one may refuse everything from now on: kafka-python's does after
@@ -160,16 +161,20 @@ class Producer:
         """
         if isinstance(error, DeliveryError) and error.passing:
             return
-        for slot, other in list(self._clients.items()):
-            if other is client:
-                self._clients.pop(slot, None)
-                # on a thread of its own: this may be the client's, and must not wait for itself
-                args = (FLUSH_TIMEOUT,)
-                closing = threading.Thread(target=client.close, args=args, name="flowkit-closing", daemon=True)
-                try:
-                    closing.start()
-                except RuntimeError:  # since Python 3.12, while the interpreter ends; that closes it too
-                    logger.debug("a producer is left to the end of the process")
+        with self._lock:  # whoever finds it replaced also finds it closing
+            slots = [slot for slot, other in self._clients.items() if other is client]
+            if not slots:
+                return
+            for slot in slots:
+                del self._clients[slot]
+            # on a thread of its own: this may be the client's, and must not wait for itself
+            args = (FLUSH_TIMEOUT,)
+            closing = threading.Thread(target=client.close, args=args, name="flowkit-closing", daemon=True)
+            try:
+                closing.start()
+                self._closing = [*(thread for thread in self._closing if thread.is_alive()), closing]
+            except RuntimeError:  # since Python 3.12, while the interpreter ends; that closes it too
+                logger.debug("a producer is left to the end of the process")
 
     @property
     def under_way(self) -> bool:
@@ -208,7 +213,7 @@ class Producer:
             return
         client = self._client
         try:
-            deliveries = [(item, self._start(client, item)) for item in responses]
+            deliveries = [(item, self.start(item, client)) for item in responses]
             client.flush(FLUSH_TIMEOUT)
             for item, delivery in deliveries:
                 error = client.outcome(delivery)
@@ -218,14 +223,11 @@ class Producer:
             self._replace(client, error)
             raise
 
-    def start(self, item: Response) -> Any:
+    def start(self, item: Response, client: ProducerClient | None = None) -> Any:
         """Starts one delivery and gives its handle, for ``outcome`` after the next ``flush`` by the same thread."""
-        return self._start(None if self._keep else self._client, item)
-
-    def _start(self, client: ProducerClient | None, item: Response) -> Any:
-        if client is None:
-            assert self._keep is not None
+        if self._keep:
             return self._keep(item)
+        client = client or self._client
         partition = item.partition
         if partition is None and item.partition_key is not None:
             partition = client.partition_for(item.topic, item.partition_key)
@@ -233,8 +235,12 @@ class Producer:
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> None:
         """Waits until every started delivery has ended, well or badly, or ``timeout`` seconds have passed."""
-        if not self._keep:
-            self._client.flush(timeout)
+        if self._keep:
+            return
+        client = self._client
+        for closing in self._closing:  # what was started before its client was replaced
+            closing.join(timeout)
+        client.flush(timeout)
 
     def outcome(self, delivery: Any) -> DeliveryError | None:
         """None where the broker has confirmed; else why not."""
@@ -273,9 +279,13 @@ class Producer:
             client.close(2.0)
 
 
+def _fail(future: Future[None], topic: str, error: BaseException) -> None:
+    logger.error("a message for %s that was submitted is not delivered: %s", topic, error)
+    future.set_exception(error)
+
+
 def _message(topic: str, value: Any, parser: Parser, *places: Any) -> Response:
-    writer = for_topic(parser, topic)
-    return response(topic, value, writer.generate, *places)._replace(parser=writer)
+    return response(topic, value, for_topic(parser, topic), *places)
 
 
 @overload

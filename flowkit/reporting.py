@@ -27,9 +27,6 @@ def reported() -> Iterator[None]:
         _fail(error, 2)
     except FlowkitError as error:
         _fail(error, 1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except Exception as error:
         if not _frames(error):  # not the application's: a traceback of ours is what a report of it needs
             raise

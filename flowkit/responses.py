@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .errors import ConfigurationError, ResponseError, ResponseMissing, ResponseRepeated, ResponseUnregistered
@@ -19,7 +20,7 @@ Declarations = Mapping[str, Declaration]
 
 
 class Response(NamedTuple):
-    """One message to be sent. ``parser`` is the one declared for it, where it is not its route's."""
+    """One message to be sent. ``parser`` is the one that wrote its value."""
 
     topic: str
     value: bytes | None
@@ -33,7 +34,7 @@ class Response(NamedTuple):
 class Call:
     """One call of a handler (or of a responder): who it is, what it declared, what it has responded so far.
 
-    ``parser`` writes the responses for which no other one is declared.
+    ``declarations`` are those that ``with_parsers`` gave; ``parser`` is the route's, for responders that the call makes use of.
     """
 
     __slots__ = ("declarations", "name", "parser", "responder", "responder_calls", "responses")
@@ -66,9 +67,7 @@ class Call:
                 + (f"it declares {', '.join(sorted(self.declarations))}; " if self.declarations else "")
                 + f"add @app.responds_to({topic!r})"
             )
-        parser = for_topic(declared.parser or self.parser, topic)
-        sent = response(topic, data, parser.generate, key, partition, partition_key, headers)
-        self.responses.append(sent if declared.parser is None else sent._replace(parser=parser))
+        self.responses.append(response(topic, data, declared.parser, key, partition, partition_key, headers))
 
     def take(self) -> list[Response]:
         """The responses so far, which are forgotten here."""
@@ -95,8 +94,19 @@ class Call:
                 )
 
 
+def with_parsers(declarations: Declarations, parser: Any) -> Declarations:
+    """The declarations with the parser that writes each response, so that none is looked for in a call.
+
+    ``parser`` is for those that declare none.
+    """
+    return {
+        topic: replace(declared, parser=for_topic(declared.parser or parser, topic))
+        for topic, declared in declarations.items()
+    }
+
+
 def response(
-    topic: str, data: Any, generate: Any, key: Any, partition: Any, partition_key: Any, headers: Any
+    topic: str, data: Any, parser: Any, key: Any, partition: Any, partition_key: Any, headers: Any
 ) -> Response:
     """A response from what the user gave: text and bytes pass as they are, everything else through the parser."""
     if partition is not None and partition_key is not None:
@@ -105,20 +115,21 @@ def response(
         raise ResponseError(f"{topic}: partition is a number of at least 0, not {partition!r}")
     return Response(
         topic,
-        encoded(data, generate),
+        encoded(data, parser),
         _bytes(topic, "key", key),
         partition,
         _bytes(topic, "partition_key", partition_key),
         _pairs(topic, headers),
+        parser,
     )
 
 
-def encoded(data: Any, generate: Any) -> bytes | None:
+def encoded(data: Any, parser: Any) -> bytes | None:
     """The value of a message: None is a tombstone, text and bytes are taken as they are."""
     if data is None or isinstance(data, bytes):
         return data
     if not isinstance(data, str):
-        data = generate(data)
+        data = parser.generate(data)
     return data.encode() if isinstance(data, str) else bytes(data)
 
 
@@ -208,11 +219,11 @@ current: ContextVar[Call | None] = ContextVar("flowkit_call", default=None)
 
 
 def respond_with(call: Call | None, responder: Responder, declarations: Declarations, parser: Any, args: Any) -> Any:
-    """Calls ``responder``, checks its own declarations, and gives its responses to ``call`` where there is one."""
-    name = responder_name(responder)
-    check_responder(responder, declarations, name)
+    """Calls ``responder``, which ``check_responder`` has seen, checks its own declarations, and gives its responses to
+    ``call`` where there is one.
+    """
     respond = _method_of(responder() if isinstance(responder, type) else responder)
-    inner = Call(name, declarations, parser)
+    inner = Call(responder_name(responder), declarations, parser)
     token = current.set(inner)
     try:
         respond(*args)

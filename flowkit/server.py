@@ -97,6 +97,9 @@ class Server:
             upkeep.join(2.0)
         if clean:
             app.stop()
+        else:
+            # what is under way belongs to messages that come again: the end need not wait for it
+            app.producer.close(0.1)
         app.events.notice("stopped", application=app.settings.name, clean=clean and not self._failed)
         if self._refused is not None:
             raise self._refused
@@ -201,7 +204,9 @@ class Server:
             if idle >= limit:
                 parts.append(Part(name, f"has not polled for {idle:.0f} s", alive=False))
             elif not consumer.joined:
-                lost = "has lost touch with its broker" if consumer.tracks else "has not been given its partitions yet"
+                lost = (
+                    "has lost touch with its broker" if consumer.tracks else "has not been given its partitions yet"
+                )
                 parts.append(Part(name, lost))
             else:
                 count = len(consumer.tracks)

@@ -192,7 +192,9 @@ class Kafka:
     sasl_plain_username: str | None = option(text, help="user to log in as, with PLAIN and SCRAM")
     sasl_plain_password: str | None = option(secret, help="password of that user")
     partitions: int | None = option(whole(1), help="of topics that are made; the brokers' default if not given")
-    replication_factor: int | None = option(whole(1), help="of topics that are made; the brokers' default if not given")
+    replication_factor: int | None = option(
+        whole(1), help="of topics that are made; the brokers' default if not given"
+    )
     ssl: Ssl = section(Ssl)
     options: Mapping[str, Any] = field(default_factory=dict, metadata={"rest": True}, kw_only=True)
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import orjson
 
-from .dispatch import Abort, Entry, Handling, params
+from .dispatch import Entry, Handling, params
 from .errors import ParserError, is_passing
-from .message import Headers, PlainRecord, Record
-from .parsers import Json, for_topic
+from .message import Abort, Headers, PlainRecord, Record
 from .responses import Response, responder_name, response
 from .route import Responder
 
@@ -153,7 +152,7 @@ class Client(_Outbox):
             self.app.stop()
 
     def _keeping(self) -> AbstractContextManager[None]:
-        return self.app.producer.kept(lambda item: self.direct.append(Sent(item, item.parser or Json)))
+        return self.app.producer.kept(lambda item: self.direct.append(Sent(item, item.parser)))
 
     def respond_with(self, responder: Responder, *args: Any) -> Call:
         """Calls a responder alone, as ``app.respond_with(responder, *args)`` does outside handlers, and gives what it sent.
@@ -212,9 +211,7 @@ class Client(_Outbox):
         call.direct = self.direct[before:]
         if call.error is not None and raise_errors:
             raise call.error
-        call.responses = [
-            Sent(item, item.parser or for_topic(handling.parser, item.topic)) for item in responses or ()
-        ]
+        call.responses = [Sent(item, item.parser) for item in responses or ()]
         if follow:
             self._follow(call, raise_errors)
         return call

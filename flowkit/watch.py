@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .clients.kafka_python import reader
@@ -14,7 +14,8 @@ Show = Callable[[str, str], None]
 
 
 class Watcher:
-    """Reads ``topics`` from their beginning without a group; calls ``show(topic, value)``, and counts.
+    """Reads ``topics``, given with their partitions, from their beginning without a group; calls ``show(topic, value)``,
+    and counts.
 
     ``at_once`` is how many messages of a topic are shown at a time, ``in_all`` how many altogether (None: no limit).
     """
@@ -22,14 +23,15 @@ class Watcher:
     def __init__(
         self,
         hosts: str,
-        topics: Iterable[str],
-        partitions: int,
+        topics: Mapping[str, int],
         show: Show,
         *,
         at_once: int = 10,
         in_all: int | None = None,
     ) -> None:
-        self._consumer: Any = reader(hosts, [Partition(topic, p) for topic in topics for p in range(partitions)])
+        self._consumer: Any = reader(
+            hosts, [Partition(topic, p) for topic, count in topics.items() for p in range(count)]
+        )
         self._show = show
         self._at_once = at_once
         self._in_all = in_all

@@ -32,7 +32,9 @@ with warnings.catch_warnings():
 
 
 def pytest_configure() -> None:
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background: children would ignore Ctrl-C too
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # as in a shell's background: children would ignore Ctrl-C too
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("FLOWKIT_REQUIRE_APACHE_KAFKA") == "1" and running_kafka() is None:
         try:

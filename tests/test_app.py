@@ -27,6 +27,7 @@ from flowkit import (
     Settings,
     SettingsError,
 )
+from flowkit.parsers import Json
 from flowkit.responses import Response
 from flowkit.route import OPTIONS, Declaration
 from flowkit.testing import Client
@@ -124,7 +125,7 @@ def test_the_twins_do_what_the_decorators_do() -> None:
     assert decorated.handlings.keys() == added.handlings.keys()
     assert decorated.routes == added.routes
     assert added.handling("orders").declarations == {
-        "invoices": Declaration("invoices", required=False, multiple_usage=True)
+        "invoices": Declaration("invoices", required=False, multiple_usage=True, parser=Json)
     }
 
 
@@ -814,4 +815,4 @@ def test_an_inline_application_responds_in_the_consumer(app: Flowkit) -> None:
     app.add_topic("orders", lambda order: order)
     app.add_response(app.routes["orders"].handler, "invoices")
 
-    assert run(app, b"1") == (1, None, [Response("invoices", b"1")])
+    assert run(app, b"1") == (1, None, [Response("invoices", b"1", parser=Json)])

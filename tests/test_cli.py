@@ -395,6 +395,12 @@ def test_send_bytes_that_are_not_text(
     assert [record.value for record in read_topic(kafka.hosts, name, 1)] == [b"\xff\xfe"]
 
 
+def test_send_bytes_of_the_command_line(kafka: Kafka, topic: MakeTopic, sending: dict[str, str]) -> None:
+    name = topic("send")
+    assert flowkit("send", name, "\udcff", env=sending).code == 0
+    assert [record.value for record in read_topic(kafka.hosts, name, 1)] == [b"\xff"]
+
+
 def test_send_the_lines_of_stdin(kafka: Kafka, topic: MakeTopic, sending: dict[str, str]) -> None:
     name = topic("send")
     done = flowkit("send", "hello", name, "-", env=sending, stdin="one\n\ntwo\n")

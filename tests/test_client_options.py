@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kafka.errors import TopicAuthorizationFailedError
 from servers import Kafka as KafkaServer
 from servers import MakeTopic
 
-from flowkit import ConfigurationError, Settings, SettingsError
-from flowkit.clients.kafka_python import OWN, Producer, option_mistakes
+from flowkit import ConfigurationError, DeliveryError, Settings, SettingsError
+from flowkit.clients.kafka_options import OWN, option_mistakes
+from flowkit.clients.kafka_python import Producer
 
 MEGABYTE = 1024 * 1024
 
@@ -94,6 +96,22 @@ def test_options_in_a_dict_of_their_own_are_refused_once() -> None:
         Settings.load({"name": "shop", "kafka": {"hosts": "a:1", "options": {"acks": 0}}}, {}, check=option_mistakes)
 
     assert caught.value.mistakes == ["kafka.options: write them directly into kafka={...}, beside the settings"]
+
+
+def test_a_partition_that_cannot_be_looked_up_is_a_delivery_that_failed(
+    kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = Producer(load(kafka.hosts))
+
+    def refused(topic: str) -> None:
+        raise TopicAuthorizationFailedError({topic})
+
+    try:
+        monkeypatch.setattr(producer._producer, "partitions_for", refused)
+        with pytest.raises(DeliveryError, match="orders: its partitions cannot be looked up"):
+            producer.partition_for("orders", b"key")
+    finally:
+        producer.close(5)
 
 
 def test_the_broker_decides_what_is_too_large(kafka: KafkaServer, topic: MakeTopic) -> None:

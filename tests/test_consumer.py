@@ -855,6 +855,22 @@ def test_a_broken_client_is_replaced_and_nothing_is_lost(clock: Clock) -> None:
     assert seen == [1, 2, 3]
 
 
+def test_a_loop_that_waits_for_a_broker_is_not_stuck(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short ``kafka.max_poll_interval`` is: a probe that took it for dead would have it started again in vain."""
+    loop = Loop(make_app(), clock)
+    idle: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        idle.append(clock.now - loop.consumer.turned_at)
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    for _ in range(8):
+        loop.consumer._reconnect(RuntimeError("CRC check failed"))
+    assert len(idle) > 100
+    assert max(idle[1:]) < 0.1
+
+
 # Long batches, so that a rebalance of the group does not wait for them.
 
 
@@ -1697,6 +1713,7 @@ def test_run_ends_soon_after_a_stop(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     thread.join(5)
     assert not thread.is_alive()
     assert broker.commits["g"] == {A: 1}
+
 
 # What the monitor is told.
 

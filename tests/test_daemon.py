@@ -18,7 +18,7 @@ from processes import APPS, BIN
 from redis import Redis
 from servers import Kafka, MakeTopic, WaitFor
 
-from flowkit.daemon import PidFile, stop
+from flowkit.daemon import Daemon, PidFile, stop
 from flowkit.errors import DaemonError
 
 
@@ -245,6 +245,13 @@ def test_workers_run_in_the_background_too(
     done = background.start(command="worker", FLOWKIT_REDIS=redis_url, STEADY_INLINE="0")
     assert done.code == 0, done.err
     assert "working on default" in background.output
+
+    background.log.rename(background.log.with_suffix(".1"))
+    os.kill(background.pid, signal.SIGHUP)
+    children = Path(f"/proc/{background.pid}/task/{background.pid}/children").read_text().split()
+    assert children
+    for pid in children:
+        wait_for(lambda pid=pid: os.readlink(f"/proc/{pid}/fd/2") == str(background.log))  # type: ignore[misc]
     assert background.stop().code == 0
 
 
@@ -271,6 +278,12 @@ def test_a_file_that_cannot_be_written_is_named(background: Background, tmp_path
     done = background.start()
     assert done.code == 2
     assert f"{background.log.parent} cannot be written: File exists; see --pid and --log" in done.err
+
+
+def test_one_that_nobody_waits_for_any_more_goes_on(tmp_path: Path) -> None:
+    opened, door = os.pipe()
+    os.close(opened)
+    Daemon(PidFile(tmp_path / "pid"), tmp_path / "log", door).ready()
 
 
 def test_a_file_that_something_else_holds_is_left_alone(tmp_path: Path) -> None:

@@ -189,6 +189,33 @@ def test_it_stops_by_itself_after_so_many_seconds(tmp_path: Path, log: Path) -> 
     assert "worker |" not in dev.output
 
 
+def test_topics_are_made_as_declared_and_another_worker_than_rq_is_not_started(tmp_path: Path, log: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "from flowkit import Flowkit\n"
+        "app = Flowkit('x')\n"
+        "app.declare_topic('numbers', partitions=2)\n"
+        "app.declare_topic('apart', partitions=3)\n"
+        "class Other:\n"
+        "    @staticmethod\n"
+        "    def perform_async(topic, params): ...\n"
+        "@app.topic('numbers', worker=Other)\n"
+        "@app.responds_to('sums')\n"
+        "def handle(number): ...\n"
+    )
+    with Dev("app", *FREE_PORTS, "--partitions", "5", cwd=tmp_path, log=log) as dev:
+        dev.wait_for("started application=x")
+        done = flowkit("topics", "app", "--json", cwd=tmp_path, env={"FLOWKIT_KAFKA_HOSTS": dev.hosts()})
+        dev.signal(signal.SIGINT)
+        assert dev.wait(15) == 0
+    assert {row["topic"]: row["partitions"] for row in orjson.loads(done.out)} == {
+        "numbers": 2,
+        "apart": 3,
+        "sums": 5,
+    }
+    assert "Redis on" not in dev.output
+    assert "worker |" not in dev.output
+
+
 def test_the_servers_listen_where_the_application_expects_them(tmp_path: Path, log: Path, taken_port: int) -> None:
     (tmp_path / "app.py").write_text(
         "from flowkit import Flowkit\n"

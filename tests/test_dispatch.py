@@ -18,7 +18,8 @@ from support import make_app, make_record, run
 
 from flowkit import ConfigurationError, Flowkit, Message, PayloadError, QueueError, Retry
 from flowkit.coroutines import run_async
-from flowkit.dispatch import ENTRY, Abort, Until, entry_of, params
+from flowkit.dispatch import ENTRY, Until, entry_of, params
+from flowkit.message import Abort
 from flowkit.parsers import Raw, Text
 from flowkit.testing import Client
 

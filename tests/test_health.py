@@ -469,7 +469,7 @@ def test_workers_are_ready_when_they_wait_for_jobs_and_live_when_one_is_killed(
 
 
 def test_a_worker_process_that_stands_still_is_no_longer_alive(working: Steady, wait_for: WaitFor) -> None:
-    quick = "import flowkit.worker as w, flowkit.cli; w.STUCK = 3.0; w.IDLE = 16; flowkit.cli.main()"
+    quick = "from flowkit import cli, worker, workers; workers.STUCK = 3.0; worker.IDLE = 16; cli.main()"
     command = (sys.executable, "-c", quick, "worker", "steady:app")
     with Process(*command, env=working.env, log=working.log) as process:
         wait_for(asked(working.port, "/readyz", 200))

@@ -941,6 +941,17 @@ def test_a_stop_puts_back_what_was_not_begun(own: Shop) -> None:
     assert runs[2:] == [(2, 1), (3, 1), (4, 1), (5, 1), (1, 2)]
 
 
+def test_a_worker_gives_its_sign_of_life_though_redis_is_away(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is not stuck, and a new one would fare no better."""
+    worker = Worker(["default"], connection=shop.redis, serializer=Envelope)
+    signs: list[int] = []
+    monkeypatch.setattr(worker, "beat", lambda: signs.append(1))
+    monkeypatch.setattr(worker, "connection", Redis(port=1))
+    with pytest.raises(RedisConnectionError):
+        worker.heartbeat()
+    assert signs == [1]
+
+
 # Workers that are killed. RQ retries their jobs; here it is told so by hand.
 
 
@@ -1152,9 +1163,14 @@ def test_a_custom_workers_messages_are_told_too_and_it_says_which_attempt_is_the
     class Other:
         def perform_async(self, topic: str, params: Any) -> None: ...
 
-    shop.app.add_topic("orders", _always_fails, worker=Other())
     told: list[tuple[str, dict[str, Any]]] = []
     last: list[bool] = []
+
+    @shop.app.topic("orders", worker=Other())
+    def fail(order: Any, message: Message) -> None:
+        last.append(message.last_attempt)
+        raise ValueError
+
     shop.app.on_event("performed", "failed")(lambda event, **details: told.append((event, details)))
 
     @shop.app.after_failure
@@ -1170,8 +1186,9 @@ def test_a_custom_workers_messages_are_told_too_and_it_says_which_attempt_is_the
     where = {"topic": "orders", "partition": 0, "offset": 7, "group": "shop_orders", "error": caught.value}
     assert [event for event, _ in told] == ["performed", "failed"] * 2
     assert told[2] == ("performed", {"topic": "orders", "count": 1, "failed": 1})
-    assert told[3] == ("failed", {**where, "attempt": 10, "last": True})
-    assert last == [False, True]
+    text = "orders[0]@7 failed, attempt 10: ValueError: "
+    assert told[3] == ("failed", {**where, "attempt": 10, "last": True, "message": text})
+    assert last == [False, False, True, True]
 
 
 def test_a_dead_letter_is_told_with_its_topic(shop: Shop) -> None:

@@ -125,6 +125,25 @@ def test_a_traceback_stays_on_its_line() -> None:
     assert text.endswith("ValueError: full")
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"raw", {7: 8}, float("nan")], ids=str)
+class Mute:
+    def __str__(self) -> str:
+        raise ValueError
+
+
+CIRCLE: list[Any] = []
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1, 2}, b"raw", {7: 8}, float("nan"), 2**70, "\udcff", CIRCLE, Mute()],
+    ids=lambda value: type(value).__name__,
+)
 def test_any_value_can_be_logged(value: Any) -> None:
-    assert "odd" in line(extra={"odd": value})
+    found = line(extra={"odd": value})
+    assert "odd" in found
+    assert found["message"] == "hello"
+
+
+def test_a_message_that_is_no_text_of_unicode_is_logged_too() -> None:
+    assert line(msg="half \udcff")["message"] == r"half \udcff"

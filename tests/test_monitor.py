@@ -50,7 +50,7 @@ def test_what_nobody_wants_to_see_is_not_written(caplog: pytest.LogCaptureFixtur
 def test_details_that_structured_logs_know_are_fields_of_the_record(
     monitor: Monitor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    details = {"topic": "orders", "partition": 2, "offset": 1017, "group": "g", "job": "j", "count": 1}
+    details = {"topic": "orders", "partition": 2, "offset": 1017, "group": "g", "queue": "q", "count": 1}
 
     monitor.notice("queued", **details)
 
@@ -216,12 +216,15 @@ def test_functions_subscribe_to_events_beside_the_monitor() -> None:
     app.stop()
 
 
-def test_a_subscriber_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("abort", [False, True], ids=["an error", "abort"])
+def test_a_subscriber_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture, abort: bool) -> None:
     app = Flowkit("shop")
     seen: list[str] = []
 
     @app.on_event("consumed")
     def broken(event: str, **details: Any) -> None:
+        if abort:
+            app.abort()  # there is no message here that would be in hand
         raise OSError("no network")
 
     @app.on_event("consumed")

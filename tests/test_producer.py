@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,8 @@ from flowkit.clients.memory import Broker
 from flowkit.clients.memory import Producer as MemoryProducer
 from flowkit.parsers import Raw, Text
 from flowkit.producer import Producer
+from flowkit.responses import Response
+from flowkit.server import Server
 
 Send = Callable[..., None]
 
@@ -249,7 +252,7 @@ def test_close_gives_up_what_is_not_confirmed_in_time_and_says_so(
 
 
 def test_more_than_a_limit_under_way_makes_submit_wait(
-    app: Flowkit, slow: SlowProducer, monkeypatch: pytest.MonkeyPatch
+    app: Flowkit, slow: SlowProducer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(producer_module, "MOST_OPEN", 2)
     monkeypatch.setattr(producer_module, "FLUSH_TIMEOUT", 0.01)
@@ -259,6 +262,9 @@ def test_more_than_a_limit_under_way_makes_submit_wait(
     third = app.producer.submit("orders", 3)
     with pytest.raises(DeliveryError, match="orders: Kafka does not take what is under way already"):
         third.result(0)
+    assert [*caplog.messages] == [
+        "a message for orders that was submitted is not delivered: orders: Kafka does not take what is under way already"
+    ]
 
     slow.release()
     fourth = app.producer.submit("orders", 4)
@@ -298,10 +304,68 @@ def test_a_message_in_hand_is_done_only_when_what_it_submitted_is(app: Flowkit, 
         assert job.result(10) == []
 
 
+class LateProducer(MemoryProducer):
+    """Refuses what goes to ``broken``; confirms everything else when it is closed, which ``may_close`` allows."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker)
+        self.may_close = threading.Event()
+        self.confirmed = False
+
+    def send(self, topic: str, *message: Any) -> Any:
+        return DeliveryError("too large") if topic == "broken" else self
+
+    def outcome(self, delivery: Any) -> DeliveryError | None:
+        late = DeliveryError("Kafka did not confirm the message in time", passing=True)
+        return delivery if delivery is not self else None if self.confirmed else late
+
+    def close(self, timeout: float) -> None:
+        self.confirmed = self.may_close.wait(timeout)
+
+
+def test_responses_are_waited_for_though_a_failure_has_replaced_their_client(app: Flowkit) -> None:
+    """Else they would count as not confirmed, and their messages would be handled again."""
+    late = LateProducer(Broker())
+    clients = iter([late, MemoryProducer(late.broker)])
+    app._producer = Producer(lambda: app.settings, lambda _: next(clients))
+    delivery = app.producer.start(Response("orders", b""))
+    assert isinstance(app.producer.submit("broken", "").exception(5), DeliveryError)
+
+    with ThreadPoolExecutor(1) as pool:
+        flushing = pool.submit(app.producer.flush)
+        with pytest.raises(TimeoutError):
+            flushing.result(0.05)
+        late.may_close.set()
+        flushing.result(10)
+    assert late.outcome(delivery) is None
+
+
 def _record() -> Any:
     from support import make_record
 
     return make_record()
+
+
+def test_an_end_that_is_not_clean_does_not_wait_for_what_is_under_way(
+    slow: SlowProducer, app: Flowkit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waited for ``shutdown_timeout`` already; what is under way would hold up the interpreter's end."""
+    app._given |= {"kafka": {"hosts": "127.0.0.1:9"}, "shutdown_timeout": 0.1}
+    go_on = threading.Event()
+
+    @app.topic("orders")
+    def handler(order: Any) -> None:
+        app.producer.submit("audit", order)
+        server.stop()
+        go_on.wait(10)
+
+    slow.broker.append("orders", b"1")
+    server = Server(app, slow.broker.consumer)
+    with ThreadPoolExecutor(1) as pool:  # whose thread installs no signal handlers
+        assert pool.submit(server.run).result(30) == 1
+    assert not app.producer.under_way
+    assert "closed before Kafka had confirmed it" in caplog.text
+    go_on.set()
 
 
 # On a real broker.

@@ -22,7 +22,7 @@ from flowkit import (
     ResponseRepeated,
     ResponseUnregistered,
 )
-from flowkit.parsers import Raw
+from flowkit.parsers import Json, Raw
 from flowkit.responses import Response
 from flowkit.testing import Client
 
@@ -378,7 +378,7 @@ def test_data_that_the_parser_cannot_write_fails_at_the_call(app: Flowkit) -> No
     ids=str,
 )
 def test_a_response_goes_where_it_was_sent(app: Flowkit, options: dict[str, Any], fields: dict[str, Any]) -> None:
-    assert respond(app, **options) == Response("invoices", b"x", **fields)
+    assert respond(app, **options) == Response("invoices", b"x", parser=Json, **fields)
 
 
 @pytest.mark.parametrize(
@@ -632,7 +632,7 @@ def test_a_handler_that_declares_nothing_may_use_a_responder(app: Flowkit) -> No
     done, error, sent = run(app, b"1", b'"abort"', b"2", b'"bad"')
     assert (done, type(error)) == (3, Boom)
     assert [json.loads(item.value or b"") for item in sent] == [{"order": 1}, {"order": 2}]
-    assert run(app, b"3")[2] == [Response("parcels", b'{"order":3}', b"3")]
+    assert run(app, b"3")[2] == [Response("parcels", b'{"order":3}', b"3", parser=Json)]
 
 
 def test_what_a_failing_handler_sent_by_a_responder_is_not_sent(app: Flowkit) -> None:
@@ -792,7 +792,7 @@ def test_a_hook_may_use_a_responder(app: Flowkit, inline: bool) -> None:
         app.respond_with(announce, order)
 
     if inline:
-        assert run(app, b"7") == (1, None, [Response("parcels", b'{"order":7}', b"7")])
+        assert run(app, b"7") == (1, None, [Response("parcels", b'{"order":7}', b"7", parser=Json)])
     call = Client(app).send("orders", 7)
     assert call.sent("parcels").value == {"order": 7}
     assert (len(call.responses), len(call.direct)) == ((1, 0) if inline else (0, 1))

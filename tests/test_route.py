@@ -112,7 +112,10 @@ def test_what_can_be_passes(options: dict[str, Any]) -> None:
         ({"parser": handler}, "needs the function(s) parse, generate; a parser has parse and generate"),
         ({"parser": "json"}, "parser='json' needs the function(s) parse, generate"),
         ({"interchanger": Worker()}, "needs the function(s) load, parse; an interchanger has load and parse"),
-        ({"parser": Coder}, "its parse is called with 1 argument(s), which fails: missing a required argument: 'data'"),
+        (
+            {"parser": Coder},
+            "its parse is called with 1 argument(s), which fails: missing a required argument: 'data'",
+        ),
         ({"interchanger": Coder}, "give an instance: Coder(...)"),
         ({"worker": Worker}, "missing a required argument: 'params'; give an instance: Worker(...)"),
         ({"worker": handler}, "needs the function(s) perform_async; a worker has perform_async"),

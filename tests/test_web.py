@@ -21,6 +21,8 @@ from flask.testing import FlaskClient
 from processes import Process
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.client import Pipeline
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 from rq import Queue
 from rq.results import Result
@@ -239,13 +241,16 @@ def test_what_others_wrote_into_redis_is_never_run_and_left_alone(
         {"data": pickle.dumps(("flowkit.jobs.perform", None, ('{"app": "a", "topic": "t", "messages": []}',), {}))},
         {"data": pickle.dumps(("os.system", None, ("true",), {}))},
         {"meta": b"\xff"},
+        {"ended_at": b"0001-01-01T00:00:00+23:00"},
     ],
 )
 def test_rubbish_in_redis_does_not_break_the_page(app: Flowkit, redis: Redis, fields: dict[str, bytes]) -> None:
     job = put_failed(redis, app)
     redis.hset(f"rq:job:{job}", mapping=fields)
     redis.hset("rq:worker:odd", mapping={"queues": "default", "birth": "x", "successful_job_count": "many"})
-    redis.sadd("rq:workers", "rq:worker:odd")
+    redis.hset("rq:worker:old", mapping={"queues": "default", "birth": "0001-01-01T00:00:00+23:00"})
+    redis.hset("rq:worker:busy", mapping={"queues": "default", "failed_job_count": "9" * 5000})
+    redis.sadd("rq:workers", "rq:worker:odd", "rq:worker:old", "rq:worker:busy")
     redis.zadd("rq:failed:default", {"vanished": 1, b"\xff<i>": 2})
     answer = client_of(app).get("/", headers=login())
     assert answer.status_code == 200
@@ -269,6 +274,41 @@ def test_retry_puts_a_job_back_and_delete_takes_it_away_but_only_while_it_has_fa
         with pytest.raises(Gone):
             action(redis, second)
     assert redis.lrange("rq:queue:default", 0, -1) == [first.id.encode()]
+
+
+def test_a_job_stays_among_the_failed_ones_where_redis_goes_away_while_it_is_put_back(
+    app: Flowkit, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = failed_job(redis, "default", put_failed(redis, app))
+
+    def gone(*_: object, **__: object) -> None:
+        raise RedisConnectionError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "execute", gone)
+        with pytest.raises(RedisUnavailable):
+            retry(redis, job)
+    assert redis.llen("rq:queue:default") == 0
+    assert failed_jobs(redis, ["default"], 0, 10).total == 1
+
+
+def test_a_job_is_put_back_once_however_many_want_it(app: Flowkit, redis: Redis) -> None:
+    job = failed_job(redis, "default", put_failed(redis, app))
+    gone = []
+
+    def put_back() -> None:
+        try:
+            retry(redis, job)
+        except Gone:
+            gone.append(job.id)
+
+    threads = [threading.Thread(target=put_back) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
+    assert len(gone) == 7
 
 
 @pytest.mark.parametrize("page", ["2", "0", "-5", "x", "9" * 30])
@@ -545,6 +585,11 @@ def test_listening_for_other_machines_is_warned_of(tmp_path: Path) -> None:
     with web(tmp_path, "--host", "0.0.0.0", "--port", "0") as process:
         process.wait_for("is shown at http://")
         assert "listens on 0.0.0.0 without TLS" in process.output
+        [port] = re.findall(r"http://0.0.0.0:(\d+)/", process.output)
+        # a proxy in front of it says that it does TLS
+        for headers, warned in ((login(), True), ({**login(), "X-Forwarded-Proto": "https"}, False)):
+            with urlopen(Request(f"http://127.0.0.1:{port}/", headers=headers), timeout=20) as answer:
+                assert ("Not private." in answer.read().decode()) is warned
         assert process.stop() == 0
 
 

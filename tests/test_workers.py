@@ -21,9 +21,9 @@ from rq.registry import FailedJobRegistry
 from servers import Kafka, MakeTopic, RedisServer, WaitFor
 from support import make_app
 
-from flowkit import worker as worker_module
+from flowkit import workers as workers_module
 from flowkit.jobs import Envelope, queues_key
-from flowkit.worker import Seat, Workers
+from flowkit.workers import Seat, Workers
 
 
 class Tasks:
@@ -211,7 +211,7 @@ def test_queues_that_hooks_make_up_get_processes_up_to_a_limit(
     redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a hook takes the names from messages, whoever sends those would choose how many processes there are."""
-    monkeypatch.setattr(worker_module, "MAX_HOOK_QUEUES", 3)
+    monkeypatch.setattr(workers_module, "MAX_HOOK_QUEUES", 3)
     workers = Workers(make_app(), None)
     workers.app.add_topic("orders", print, inline=False, queue="of-a-route")
     workers._pids[1] = Seat("of-a-route")

@@ -181,7 +181,6 @@ class _Looks:
 
     def __init__(self, app: Flowkit) -> None:
         self.app = app
-        self.queued = any(not handling.inline and handling.worker is None for handling in app.handlings.values())
         self._cluster: Cluster | None = None
         self._redis: Any = None
 
@@ -202,7 +201,7 @@ class _Looks:
         """Raises ``BrokerUnavailable`` or ``RedisUnavailable``; the next look then connects anew."""
         from ..backlog import backlog
         from ..clients.kafka_admin import Cluster
-        from ..jobs import connect
+        from ..jobs import connect, route_queues
         from ..topics import groups
 
         try:
@@ -210,7 +209,7 @@ class _Looks:
                 self._cluster = Cluster(self.app.settings)
             lags = self._cluster.lag(groups(self.app))
             queues: list[Backlog] = []
-            if self.queued:
+            if route_queues(self.app):
                 if self._redis is None:
                     redis = self.app.settings.redis or self.app.settings_for_queues().redis
                     assert redis is not None

@@ -29,7 +29,8 @@ FIRST_IS_TOPIC = {"topic", "add_topic", "responds_to", "declare_topic"}
 @contextlib.contextmanager
 def words_with_colons() -> Iterator[None]:
     """Bash splits words at colons, so that ``shop:app`` comes as three: puts them together before they are looked at, and
-    gives bash only what comes behind the last colon, which it takes for the word.
+    gives bash only what comes behind the last colon, which it takes for the word. Where bash was told not to split, the words
+    come whole and stay so.
     """
     if os.environ.get(BASH[0]) != BASH[1]:
         yield
@@ -45,7 +46,7 @@ def words_with_colons() -> Iterator[None]:
         if number == current:
             at = len(joined) - 1
     os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(joined), str(at)
-    before, colon, _ = joined[at].rpartition(":")
+    before, colon, _ = ("", "", "") if joined[at] == words[current] else joined[at].rpartition(":")
     stdout = sys.stdout
     with contextlib.redirect_stdout(io.StringIO()) as found:
         try:

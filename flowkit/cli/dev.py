@@ -20,7 +20,9 @@ def dev(
     redis_port: Annotated[
         int | None, typer.Option(metavar="PORT", help="Port of Redis; 0: any free one.", min=0, max=65535)
     ] = None,
-    partitions: Annotated[int, typer.Option(metavar="COUNT", help="Partitions of each topic.", min=1)] = 4,
+    partitions: Annotated[
+        int, typer.Option(metavar="COUNT", help="Partitions of each topic that declares none.", min=1)
+    ] = 4,
     seconds: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop after so many seconds.")] = None,
 ) -> None:
     """Try it here: start a broker, Redis, the consumer and a worker.
@@ -33,7 +35,7 @@ def dev(
       flowkit dev shop:app
       flowkit dev shop:app --broker-port 0 --redis-port 0
     """
-    from ..dev import DevStack, sent_topics, stop_requested
+    from ..dev import DevStack, stop_requested
     from ..watch import Watcher
 
     application = load(app)
@@ -51,7 +53,7 @@ def dev(
             first = next(iter(application.routes))
             _say("dev", f"send it something: {variables}flowkit send {application.reference} {first} '{{...}}'")
             ends = time.monotonic() + seconds if seconds else None
-            watcher = Watcher(stack.broker.hosts, sent_topics(application), partitions, _say)
+            watcher = Watcher(stack.broker.hosts, stack.sent_topics(), _say)
             code = stack.wait(lambda: stop.is_set() or (ends is not None and time.monotonic() >= ends), watcher.look)
             watcher.close()
     if code:

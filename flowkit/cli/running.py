@@ -102,7 +102,8 @@ def worker(
       flowkit worker shop:app --processes 4
       flowkit worker shop:app --queues default,express
     """
-    from ..worker import Workers, route_queues
+    from ..jobs import route_queues
+    from ..workers import Workers
 
     with _maybe_daemon("worker", daemon, pid, log) as ready:
         application = load_and_log(app, log_level)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,9 +57,9 @@ def send(
       flowkit send shop:app orders --file orders.jsonl --key-field user
       gunzip -c orders.jsonl.gz | flowkit send shop:app orders -
     """
-    from ..dev import topics_of
     from ..responses import response
     from ..route import check_name
+    from ..topics import uses
 
     expected = 2 if file is None else 1
     reference = arguments.pop(0) if len(arguments) == expected + 1 else None
@@ -77,7 +78,7 @@ def send(
     application = load(reference)
     application.settings_for_kafka()
     count = 0
-    lines = _lines(file) if file is not None or arguments[1] == "-" else [arguments[1].encode()]
+    lines = _lines(file) if file is not None or arguments[1] == "-" else [os.fsencode(arguments[1])]
     try:
         for batch in _batches(lines):
             keys = [_field(line, key_field) if key_field else key for line in batch]
@@ -91,7 +92,7 @@ def send(
     except FlowkitError as error:
         if count:
             print(f"flowkit: the first {count} messages were sent; then:", file=sys.stderr)
-        near = difflib.get_close_matches(topic, topics_of(application), n=1)
+        near = difflib.get_close_matches(topic, uses(application), n=1)
         if isinstance(error, DeliveryError) and near and near[0] != topic:
             raise DeliveryError(f"{error}; did you mean {near[0]!r}?") from error
         raise

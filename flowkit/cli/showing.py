@@ -29,6 +29,8 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
       flowkit routes shop:app
       flowkit routes shop:app --json
     """
+    from ..flowmap import runs
+
     application = load(app)
     handlings = sorted(application.handlings.items())
     if as_json:
@@ -58,11 +60,7 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
             {
                 "TOPIC": topic,
                 "HANDLER": handling.route.name,
-                "RUNS": "inline"
-                if handling.inline
-                else f"worker {name_of(handling.worker)}"
-                if handling.worker
-                else f"queue {handling.queue}",
+                "RUNS": runs(handling),
                 "GROUP": handling.group,
                 "ATTEMPTS": str(handling.retry.attempts),
                 "DEAD LETTER": handling.dead_letter or "",
@@ -129,7 +127,7 @@ def info(app: App = None, as_json: AsJson = False) -> None:
       flowkit info shop:app
       flowkit info shop:app --json
     """
-    from ..worker import route_queues
+    from ..jobs import route_queues
 
     application = load(app)
     packages = ("flowkit-kafka", "kafka-python", "rq", "redis", "typer", "orjson")

@@ -53,8 +53,10 @@ def web(
         )
     if not user or ":" in user:
         raise ConfigurationError(f"--user is a name without a colon, not {user!r}")
+    from ..jobs import route_queues
+
     try:
-        from ..web.pages import Access, make_pages, needs_redis
+        from ..web.pages import Access, make_pages
         from ..web.serve import is_loopback, serve
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -62,7 +64,7 @@ def web(
             raise
         raise missing_package("flowkit web", package, "web") from error
     application = load_and_log(app, log_level)
-    if needs_redis(application):
+    if route_queues(application):
         application.settings_for_queues()
     else:
         application.settings_for_kafka()

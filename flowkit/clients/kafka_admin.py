@@ -23,8 +23,9 @@ from kafka.protocol.consumer import OffsetSpec
 from ..errors import BrokerUnavailable, ConfigurationError
 from ..settings import Settings
 from ..topics import TopicDeclaration
-from .kafka_opening import FORBIDDEN, open_client
-from .kafka_python import _options
+from .kafka_opening import open_client
+from .kafka_options import client_options
+from .kafka_refusals import FORBIDDEN
 
 REQUEST_TIMEOUT = 10.0
 """Seconds that one request to the cluster may take."""
@@ -73,7 +74,7 @@ class Cluster:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         defaults = {"bootstrap_timeout_ms": 5_000, "request_timeout_ms": int(REQUEST_TIMEOUT * 1000)}
-        self._admin = open_client(KafkaAdminClient, settings, _options(settings, KafkaAdminClient, defaults))
+        self._admin = open_client(KafkaAdminClient, settings, client_options(settings, KafkaAdminClient, defaults))
 
     def __enter__(self) -> Self:
         return self
@@ -175,16 +176,9 @@ class Cluster:
                 for partition in partitions
                 if partition["leader_id"] >= 0
             }
-            ends = self._offsets(led, "latest")
+            ends = self._offsets(led, OffsetSpec.LATEST)
             committed = self._committed(groups, existing)
-            new = {
-                where
-                for group, topics in groups.items()
-                for where in led
-                if where.topic in topics and committed[group].get(where, NO_OFFSET) == NO_OFFSET
-            }
-            behind = {where for offsets in committed.values() for where in offsets if where in led}
-            starts = self._offsets(new | behind, "earliest")
+            starts = self._offsets(led, OffsetSpec.EARLIEST)
         skips_old = self.settings.kafka.options.get("auto_offset_reset") == "latest"
         rows: list[Lag] = []
         for group, topics in groups.items():
@@ -203,10 +197,9 @@ class Cluster:
                     rows.append(Lag(group, topic, where.partition, known, end, lag))
         return rows
 
-    def _offsets(self, partitions: Collection[Any], which: str) -> dict[Any, int]:
+    def _offsets(self, partitions: Collection[Any], spec: OffsetSpec) -> dict[Any, int]:
         if not partitions:
             return {}
-        spec = OffsetSpec.LATEST if which == "latest" else OffsetSpec.EARLIEST
         found = self._admin.list_partition_offsets(dict.fromkeys(partitions, spec))
         return {where: int(item.offset) for where, item in found.items()}
 

@@ -16,9 +16,7 @@ from kafka.net.compat import KafkaNetClient
 
 from ..errors import ConfigurationError, FlowkitError
 from ..settings import Settings
-from .kafka_refusals import ASKS_FOR_LOGIN, FORBIDDEN, SpeaksTls, hint, refusal, unavailable
-
-__all__ = ["FORBIDDEN", "Door", "open_client"]
+from .kafka_refusals import ASKS_FOR_LOGIN, SpeaksTls, hint, refusal, unavailable
 
 _met: dict[tuple[str, ...], list[str]] = {}
 """By ``kafka.hosts``: the brokers as a client of this process last saw them, so that those after it find the cluster though

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
 import logging
 import re
@@ -19,13 +20,12 @@ from redis.retry import Retry
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
-from ..backlog import Backlog, backlog
+from ..backlog import Backlog, backlog, queue_names
 from ..clients.kafka_admin import Lag, lag
 from ..errors import FlowkitError
-from ..flowmap import svg
+from ..flowmap import leads_to, svg
 from ..jobs import connect
 from ..topics import groups
-from ..worker import route_queues
 from .failed import FailedJob, FailedJobs, Gone, delete, failed_job, failed_jobs, retry
 from .recent import Answer, Recent
 from .workers import WorkerState, workers
@@ -197,8 +197,12 @@ class Site:
             return None, str(error)
         return found, None
 
+    @functools.cached_property
+    def drawing(self) -> str:
+        return svg(self.app)  # which takes a second where there are hundreds of routes
+
     def flow(self) -> Response:
-        answer = Response(svg(self.app), mimetype="image/svg+xml")
+        answer = Response(self.drawing, mimetype="image/svg+xml")
         # a drawing of its own, which runs and loads nothing, but has its colours in it
         answer.headers["Content-Security-Policy"] = (
             "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
@@ -234,7 +238,7 @@ class Site:
         queue, job_id = given.get("queue", ""), given.get("job", "")
         if self.redis is None or not (queue and job_id):
             abort(404)
-        if queue not in {item.queue for item in backlog(self.app, self.redis)}:
+        if queue not in queue_names(self.app, self.redis):
             raise Gone(job_id)
         return failed_job(self.redis, queue, job_id)
 
@@ -293,13 +297,10 @@ def by_group(answer: Answer[list[Lag]]) -> list[GroupLag]:
 
 def flow_text(app: Flowkit) -> list[tuple[str, list[str]]]:
     """The flow map in words: each topic, and what it leads to."""
-    found = []
-    for topic, handling in sorted(app.handlings.items()):
-        leads = [f"{d.topic} ({d.when}, {d.how_many})" for d in handling.all_declarations.values()]
-        if handling.dead_letter:
-            leads.append(f"{handling.dead_letter} (when every attempt failed)")
-        found.append((topic, leads))
-    return found
+    return [
+        (topic, [f"{target} ({how})" for target, how in leads_to(handling)])
+        for topic, handling in sorted(app.handlings.items())
+    ]
 
 
 def number(value: int | None) -> str:
@@ -311,13 +312,8 @@ def ago(moment: datetime | None) -> str:
     """How long ago, in the largest unit that fits."""
     if moment is None:
         return ""
-    seconds = max(0.0, (datetime.now(UTC) - moment.astimezone(UTC)).total_seconds())
+    seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= size:
             return f"{seconds // size:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
-
-
-def needs_redis(app: Flowkit) -> bool:
-    """Whether some route is queued to RQ."""
-    return bool(route_queues(app))

@@ -40,7 +40,13 @@ def serve(pages: Flask, host: str, port: int, ready: Callable[[str], None]) -> N
         signal.signal(number, _end)
     try:
         server = waitress.server.create_server(
-            pages, listen=listen, threads=THREADS, ident="", max_request_body_size=64 * 1024, channel_timeout=30
+            pages,
+            listen=listen,
+            threads=THREADS,
+            ident="",
+            max_request_body_size=64 * 1024,
+            channel_timeout=30,
+            clear_untrusted_proxy_headers=False,  # one of them ends a warning, and no more
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(

@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from servers import ApacheKafka
 
 from flowkit import Flowkit
-from flowkit.clients.kafka_python import CONSUMER
+from flowkit.clients.kafka_options import CONSUMER
 from flowkit.clients.kafka_python import Consumer as Client
 from flowkit.consumer import Consumer
 from flowkit.devstack import create_topics

@@ -17,7 +17,8 @@ from processes import Process
 from servers import ApacheCluster, ClusterNode, WaitFor, why_not_apache_kafka
 
 from flowkit import Settings
-from flowkit.clients.kafka_python import Consumer, Producer, brokers
+from flowkit.clients.kafka_admin import Cluster
+from flowkit.clients.kafka_python import Consumer, Producer
 from flowkit.errors import BrokerUnavailable
 
 PARTITIONS = 3
@@ -179,7 +180,8 @@ def test_a_client_made_when_the_only_known_host_is_dead_finds_the_others(
     # Given a process that has been in touch with the cluster by one host
     only = cluster.nodes[2]
     settings = Settings.load({"name": "shop", "kafka": {"hosts": only.hosts}}, {})
-    assert set(brokers(settings)) == set(cluster.hosts.split(","))
+    with Cluster(settings) as admin:
+        assert set(admin.brokers()) == set(cluster.hosts.split(","))
     # When that host is dead, then a new consumer and a new producer reach the cluster all the same
     only.kill()
     consumer = Consumer(settings, "group")

@@ -519,6 +519,10 @@ def test_a_shell_completes(complete: Complete, line: str, answer: list[str]) -> 
     assert complete(*line.split(" ")) == answer
 
 
+def test_bash_that_does_not_split_at_colons_gets_whole_words(complete: Complete) -> None:
+    assert complete("flowkit", "flow", "shop:a") == ["shop:app"]
+
+
 def test_completing_runs_nothing_of_the_application(complete: Complete, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "from flowkit import Flowkit\n"

@@ -17,7 +17,7 @@ from support import make_app
 
 from flowkit.clients.memory import Broker
 from flowkit.server import Server
-from flowkit.worker import PRESS_FOR
+from flowkit.workers import PRESS_FOR
 from seed.system import System
 
 

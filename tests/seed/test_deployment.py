@@ -32,7 +32,7 @@ from flowkit.devstack import HOST, Server, free_port
 from flowkit.install import install
 from flowkit.locate import locate
 from flowkit.settings import Settings
-from flowkit.worker import PRESS_EVERY, PRESS_FOR
+from flowkit.workers import PRESS_EVERY, PRESS_FOR
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 LONGEST_STOP = Settings().shutdown_timeout + PRESS_FOR + PRESS_EVERY

@@ -19,7 +19,8 @@ from processes import Process
 from servers import HOST, REPOSITORY, SecureKafka, WaitFor, why_not_apache_kafka
 
 from flowkit import ConfigurationError, Settings
-from flowkit.clients.kafka_python import Consumer, Producer, brokers
+from flowkit.clients.kafka_admin import Cluster
+from flowkit.clients.kafka_python import Consumer, Producer
 
 EXAMPLES = REPOSITORY / "examples"
 PASSWORD = "s3cret-of-ann"
@@ -217,7 +218,7 @@ def test_files_that_cannot_be_used_are_named_before_a_broker_is_asked(
     given = {name: value and value.format(**files) for name, value in wrong.items()}
 
     settings = Settings.load({"name": "shop"}, secure.mutual_tls(**given))
-    for client in (lambda: Producer(settings), lambda: Consumer(settings, "group"), lambda: brokers(settings)):
+    for client in (lambda: Producer(settings), lambda: Consumer(settings, "group"), lambda: Cluster(settings)):
         with pytest.raises(ConfigurationError) as caught:
             client()
         assert says.format(**files) in str(caught.value)

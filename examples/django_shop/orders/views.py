@@ -25,6 +25,6 @@ def create(request: HttpRequest) -> JsonResponse:
     # --8<-- [end:create]
 
 
-def show(request: HttpRequest, number: int) -> JsonResponse:  # noqa: ARG001
+def show(request: HttpRequest, number: int) -> JsonResponse:
     order = get_object_or_404(Order, pk=number)
     return JsonResponse({"id": order.pk, "user": order.user, "packed": order.packed, "paid": order.paid})
