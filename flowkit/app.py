@@ -27,9 +27,11 @@ from .responses import (
 )
 from .route import (
     OPTIONS,
+    RESPONSE_OPTIONS,
     Declaration,
     Handler,
     Responder,
+    ResponseOptions,
     Route,
     TopicOptions,
     check_name,
@@ -101,6 +103,11 @@ class Flowkit:
         _check_topic(name, given)
         if not callable(handler):
             raise ConfigurationError(f"topic {name!r}: a handler is a function, not {handler!r}")
+        if isinstance(handler, type):
+            raise ConfigurationError(
+                f"topic {name!r}: a handler is a function, and {handler.__qualname__} is a class, of which each message would"
+                f" only make an object; register a method of one: app.add_topic({name!r}, {handler.__qualname__}().method)"
+            )
         route = Route(name, handler, **given)
         if name in self._routes:
             raise ConfigurationError(
@@ -109,39 +116,27 @@ class Flowkit:
             )
         self._routes[name] = route
 
-    def responds_to(
-        self, topic: str, *, required: bool = True, multiple_usage: bool = False, parser: Any = None
-    ) -> Callable[[F], F]:
-        """Declares that the decorated handler (or responder) sends to ``topic``.
+    def responds_to(self, topic: str, **options: Unpack[ResponseOptions]) -> Callable[[F], F]:
+        """Declares that the decorated handler (or responder) sends to ``topic``. For the options see ``ResponseOptions``.
 
-        ``required``: every successful call sends there. ``multiple_usage``: a call may send there more than once. Both are
-        checked at the end of each call, before anything is sent. ``parser`` writes what is sent there; the route's own if
-        not given.
+        Raises ``ConfigurationError`` for a name or an option that cannot be.
         """
         _check_decorator("responds_to", topic)
-        check_parser(f"response to {topic!r}", parser)
+        _check_response(topic, options)
 
         def decorator(function: F) -> F:
-            self.add_response(function, topic, required=required, multiple_usage=multiple_usage, parser=parser)
+            self.add_response(function, topic, **options)
             return function
 
         return decorator
 
-    def add_response(
-        self,
-        handler: Handler | Responder,
-        topic: str,
-        *,
-        required: bool = True,
-        multiple_usage: bool = False,
-        parser: Any = None,
-    ) -> None:
+    def add_response(self, handler: Handler | Responder, topic: str, **options: Unpack[ResponseOptions]) -> None:
         """What ``responds_to`` does, without the decorator."""
         self._check_open(f"response to {topic!r}")
         check_name("topic", topic)
+        _check_response(topic, options)
         if not callable(getattr(handler, "respond", handler)):
             raise ConfigurationError(f"response to {topic!r}: a handler is a function, not {handler!r}")
-        check_parser(f"response to {topic!r}", parser)
         if not isinstance(handler, Hashable):
             raise ConfigurationError(f"response to {topic!r}: {handler!r} cannot declare it; let its class do so")
         declared = self._declarations.setdefault(handler, {})
@@ -150,7 +145,7 @@ class Flowkit:
                 f"{getattr(handler, '__qualname__', handler)} declares {topic!r} twice; declare it once, with"
                 " multiple_usage=True if it sends several messages"
             )
-        declared[topic] = Declaration(topic, required=required, multiple_usage=multiple_usage, parser=parser)
+        declared[topic] = Declaration(topic, **options)
 
     def declare_topic(
         self,
@@ -503,6 +498,17 @@ def _check_topic(name: str, options: dict[str, Any]) -> None:
         if option not in OPTIONS:
             raise ConfigurationError(unknown_name(f"topic {name!r}: {option}", option, OPTIONS, "option"))
     check_options(name, options)
+
+
+def _check_response(topic: str, options: Mapping[str, Any]) -> None:
+    for option, value in options.items():
+        if option not in RESPONSE_OPTIONS:
+            raise ConfigurationError(
+                unknown_name(f"response to {topic!r}: {option}", option, RESPONSE_OPTIONS, "option")
+            )
+        if option != "parser" and not isinstance(value, bool):
+            raise ConfigurationError(f"response to {topic!r}: {option} is True or False, not {value!r}")
+    check_parser(f"response to {topic!r}", options.get("parser"))
 
 
 def _check_decorator(decorator: str, name: object) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer
-from .dispatch import Admitted, Handling, Until, params
+from .dispatch import Admitted, Handling, Until, as_failure, params
 from .errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -93,6 +93,8 @@ class Consumer:
         self.make_client = make_client
         self.intake = self._make_intake(job_queue)
         self.stopping = False
+        self.clean = True
+        """Whether, at the end, the offset of every finished message is committed."""
         self.tracks: dict[Partition, Track] = {}
         self.until = Until()
         self.turned_at = time.monotonic()
@@ -101,6 +103,7 @@ class Consumer:
         self._new: list[Partition] = []
         self._unmarked: set[Partition] = set()
         self._confirmed: dict[Partition, int] = {}
+        self._refused: dict[Partition, int] = {}
         self._sent: list[tuple[Record, Response, Any]] = []
         self._received = 0.0
         self._poll_by = 0.0
@@ -182,11 +185,12 @@ class Consumer:
         """Says which topics are missing, before the first message finds out."""
         answers = {topic for handling in self.handlings.values() for topic in handling.sends_to}
         missing = client.missing_topics(sorted(answers | set(self.handlings)))
+        create = "create it (`flowkit topics --create`)"
         for topic in missing:
             if topic in self.handlings:
-                what = f"group {self.group!r} waits for it: create it, and it is consumed within half a minute"
+                what = f"group {self.group!r} waits for it: {create}, and it is consumed within half a minute"
             else:
-                what = "handlers send to it: create it, or their messages fail and wait"
+                what = f"handlers send to it: {create}, or their messages fail and wait"
             self.monitor.notice_error(
                 "topics",
                 ConfigurationError("missing topic"),
@@ -491,8 +495,8 @@ class Consumer:
                             f"{place(record)} has no worker, so it is for a queue, and there is none: set redis, or"
                             " leave message.worker as it is"
                         )
-            except Exception as error:
-                return done, error
+            except (Exception, SystemExit) as error:
+                return done, as_failure(error)
             attempt = 1
         return len(records), None
 
@@ -549,6 +553,7 @@ class Consumer:
         try:
             self.client.commit(offsets)
         except CommitRefused as error:
+            self._refused.update(offsets)
             logger.warning("group %s: the commit came too late, its messages come again: %s", self.group, error)
             return
         for partition, offset in offsets.items():
@@ -578,6 +583,8 @@ class Consumer:
 
     def confirmed(self, offsets: Mapping[Partition, int]) -> None:
         self._confirmed.update(offsets)
+        for partition in offsets:
+            self._refused.pop(partition, None)
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         logger.warning("group %s lost %s; what was not committed comes again", self.group, places(partitions))
@@ -660,10 +667,13 @@ class Consumer:
 
     def _end(self) -> None:
         """Settles and commits what is finished, and leaves the group, so that another member may go on at once."""
+        self._refused.clear()
         if self._client is not None:
             try:
                 self._settle()
                 self.commit()
             except Exception as error:
+                self.clean = False
                 self.monitor.notice_error("stop", error, group=self.group)
         self._drop_client(min(5.0, self.settings.shutdown_timeout))
+        self.clean = self.clean and not self._refused

@@ -263,7 +263,9 @@ def stop(path: Path, timeout: float = STOP_TIMEOUT) -> str:
     """
     pid_file = PidFile(path)
     if not pid_file.look():
-        raise DaemonError(f"there is no pid file {path}: nothing runs that was started with it")
+        raise DaemonError(
+            f"there is no pid file {path}: nothing runs that was started with it; if it ended by itself, its log says why"
+        )
     try:
         pid, _ = pid_file.read()
         if pid_file.free():

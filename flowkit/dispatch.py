@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 import orjson
 
 from .coroutines import finish
-from .errors import ParserError, QueueError, ResponseError, ResponseMissing, is_passing
+from .errors import (
+    ConfigurationError,
+    HandlerExit,
+    ParserError,
+    QueueError,
+    ResponseError,
+    ResponseMissing,
+    is_passing,
+)
 from .interchangers import Plain, pack, unpack
 from .message import Abort, HeaderPairs, Message, PlainRecord, Record, place
 from .parsers import Json, for_topic
@@ -46,6 +54,21 @@ LOADED_BYTES = "flowkit:bytes"
 """Marks the bytes that an interchanger gave, so that it gets them back as bytes."""
 
 
+def as_failure(error: BaseException) -> Exception:
+    """What a handler raised, as a failed attempt: ``sys.exit()`` in a handler must not end a process of many groups."""
+    if isinstance(error, Exception):
+        return error
+    return HandlerExit(f"it called sys.exit({getattr(error, 'code', '')!r}), which ends nothing here")
+
+
+def is_forced_stop(error: BaseException) -> bool:
+    """Whether it is RQ's answer to a second signal, and not a handler's own ``sys.exit()``."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_code.co_name == "request_force_stop"
+
+
 class Until:
     """A moment, on the clock of ``time.monotonic()``, that a signal handler may bring forward to now."""
 
@@ -70,7 +93,7 @@ class Handling:
         self.topic = route.topic
         self.group = route.group or f"{settings.name}_{route.topic}"
         self.inline = settings.inline if route.inline is None else route.inline
-        self.queue = route.queue or "default"
+        self.queue = route.queue or settings.queue
         self.worker = route.worker
         self.retry = route.retry if isinstance(route.retry, Retry) else settings.retry
         self.dead_letter = route.dead_letter or settings.dead_letter
@@ -90,8 +113,11 @@ class Handling:
             check_responder(route.responder, self.responder_declarations, what)
         self.before = [bind(hook)[0] for hook in before]
         self.after = [bind_failure(hook) for hook in after]
-        self._invoke, annotation = bind(route.handler)
-        self.decode: Decode = decoder(self.parser, annotation)
+        try:
+            self._invoke, annotation = bind(route.handler)
+            self.decode: Decode = decoder(self.parser, annotation, route.topic)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"topic {route.topic!r}, handler {route.where}: {error}") from error
         self._answers_to = next(iter(self.declarations)) if len(self.declarations) == 1 else None
         self._told_unused = False
         self._idle = Call(route.name, {}, self.parser)
@@ -174,8 +200,8 @@ class Handling:
                     send(record, responses)
                 done += 1
                 attempt = 1
-        except Exception as error:
-            return done, error
+        except (Exception, SystemExit) as error:
+            return done, as_failure(error)
         finally:
             current.reset(token)
             self._idle.take()
@@ -200,6 +226,7 @@ class Handling:
         if call.responder is not None:
             respond_with(call, call.responder, self.responder_declarations, call.parser, (result,))
         elif self._answers_to is not None:
+            call.returned_to = self._answers_to
             call.respond_to(self._answers_to, result)
         elif self.declarations:
             raise ResponseError(
@@ -310,7 +337,9 @@ class Handling:
         for hook in self.after:
             try:
                 finish(hook(error, message))
-            except (Exception, Abort):
+            except (Exception, SystemExit, Abort) as problem:
+                if is_forced_stop(problem):
+                    raise
                 logger.exception("an after_failure hook failed itself, for %s", place(record))
 
 

@@ -11,6 +11,7 @@ FlowkitError
 │   ├── ResponseMissing
 │   ├── ResponseRepeated
 │   └── ResponseUnregistered
+├── HandlerExit                 a handler called ``sys.exit()``
 ├── RouteNotFound               a message or a job for a topic that no handler is registered for
 ├── DeliveryError               Kafka did not confirm a message
 ├── QueueError                  a message could not be handed to its queue, or read back from it
@@ -78,6 +79,10 @@ class ResponseRepeated(ResponseError):
 
 class ResponseUnregistered(ResponseError):
     """A response to a topic that was not declared."""
+
+
+class HandlerExit(FlowkitError):
+    """A handler called ``sys.exit()``: that attempt of its message has failed."""
 
 
 class RouteNotFound(FlowkitError):

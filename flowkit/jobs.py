@@ -21,8 +21,9 @@ import redis
 from rq import Queue, Retry, get_current_job
 from rq.exceptions import ShutDownImminentException
 from rq.job import Job
+from rq.timeouts import JobTimeoutException
 
-from .dispatch import Entry, Handling
+from .dispatch import Entry, Handling, as_failure, is_forced_stop
 from .errors import FlowkitError, QueueError, RedisUnavailable, is_passing
 from .message import Abort, Record, about, place
 from .producer import FLUSH_TIMEOUT, Producer
@@ -324,8 +325,10 @@ def run_entries(
             continue
         except ShutDownImminentException:
             raise
-        except Exception as error:
-            failures.append(Failure(entry, record, error))
+        except (Exception, SystemExit) as error:
+            if is_forced_stop(error):
+                raise
+            failures.append(Failure(entry, record, as_failure(error)))
     _settle_submitted(producer, handling)
     if sent:
         _restart_alarm(_flush_time(handling))
@@ -364,11 +367,16 @@ def settle_failures(
         last = attempt >= handling.retry.attempts and not is_passing(failure.error)
         where = place(failure.record) if failure.record else handling.topic
         details = about(failure.record, handling.group) if failure.record else {"topic": handling.topic}
+        if not last:
+            then = "to be tried again"
+        else:
+            then = f"goes to {handling.dead_letter}" if handling.dead_letter else "stays in RQ's failed jobs"
+        hint = "; job_timeout= gives it longer" if isinstance(failure.error, JobTimeoutException) else ""
         app.events.notice_error(
             "failed",
             failure.error,
-            message=f"{where} failed, attempt {attempt} of {handling.retry.attempts}: "
-            f"{type(failure.error).__name__}: {failure.error}",
+            message=f"{where} failed, attempt {attempt} of {handling.retry.attempts}, {then}: "
+            f"{type(failure.error).__name__}: {failure.error}{hint}",
             traceback=attempt == 1 and not isinstance(failure.error, FlowkitError) and not told_by_rq,
             **details,
             attempt=attempt,

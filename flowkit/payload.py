@@ -6,39 +6,53 @@ msgspec Structs by msgspec. Both are imported only when a handler asks for such 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
 from .errors import ConfigurationError, ParserError, PayloadError
 from .parsers import Json, Raw, Text
 
+logger = logging.getLogger(__name__)
+
 Decode = Callable[[bytes | None], Any]
 
 UNTYPED = (Any, object, dict, dict[str, Any])
 
 
-def decoder(parser: Any, annotation: Any) -> Decode:
-    """The function that turns the value of a message into a payload.
+def decoder(parser: Any, annotation: Any, topic: str = "a topic") -> Decode:
+    """The function that turns the value of a message of ``topic`` into a payload.
 
     Untyped (no annotation, ``Any``, ``object``, ``dict``, ``dict[str, Any]``): what the parser gives, None for a tombstone, and
-    ``{"message": value}`` where the parser raises ``ParserError``. Typed: validated, or ``PayloadError``; a class that pydantic
-    does not know is fine for a parser of one's own, which may give such objects.
+    ``{"message": value}`` where the parser raises ``ParserError``, which is logged once. Typed: validated, or
+    ``PayloadError``; a class that pydantic does not know is fine for a parser of one's own, which may give such objects.
     Raises ``ConfigurationError`` for an annotation that nothing can be validated against.
     """
     if any(annotation is untyped or annotation == untyped for untyped in UNTYPED):
-        return _untyped(parser.parse)
+        return _untyped(parser.parse, topic)
     if _has_struct(annotation):
         return _struct(parser, annotation)
     return _pydantic(parser, annotation)
 
 
-def _untyped(parse: Callable[[bytes], Any]) -> Decode:
+def _untyped(parse: Callable[[bytes], Any], topic: str) -> Decode:
+    told = False
+
     def decode(value: bytes | None) -> Any:
+        nonlocal told
         if value is None:
             return None
         try:
             return parse(value)
-        except ParserError:
+        except ParserError as error:
+            if not told:
+                told = True
+                logger.warning(
+                    "%s has messages that its parser does not read (%s); its handler gets {'message': raw bytes} for them."
+                    " Annotate the payload to let them fail instead. Said once.",
+                    topic,
+                    error,
+                )
             return {"message": value}
 
     return decode
@@ -76,8 +90,13 @@ def _pydantic(parser: Any, annotation: Any) -> Decode:
 
 
 def _impossible(annotation: Any, error: Exception) -> ConfigurationError:
+    reason = str(error).splitlines()[0]
+    if (
+        type(error).__name__ == "PydanticSchemaGenerationError"
+    ):  # whose advice is about settings that are not the user's here
+        reason = "pydantic does not know it"
     return ConfigurationError(
-        f"no payload can be validated against {annotation!r}: {str(error).splitlines()[0]};"
+        f"no payload can be validated against {getattr(annotation, '__name__', annotation)}: {reason};"
         " use a dataclass, TypedDict, pydantic model or msgspec Struct, or Any"
     )
 

@@ -11,7 +11,14 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .errors import ConfigurationError, ResponseError, ResponseMissing, ResponseRepeated, ResponseUnregistered
+from .errors import (
+    ConfigurationError,
+    ParserError,
+    ResponseError,
+    ResponseMissing,
+    ResponseRepeated,
+    ResponseUnregistered,
+)
 from .message import HeaderPairs, Headers
 from .parsers import for_topic
 from .route import Declaration, Responder
@@ -37,7 +44,7 @@ class Call:
     ``declarations`` are those that ``with_parsers`` gave; ``parser`` is the route's, for responders that the call makes use of.
     """
 
-    __slots__ = ("declarations", "name", "parser", "responder", "responder_calls", "responses")
+    __slots__ = ("declarations", "name", "parser", "responder", "responder_calls", "responses", "returned_to")
 
     def __init__(
         self, name: str, declarations: Declarations, parser: Any, responder: Responder | None = None
@@ -48,6 +55,7 @@ class Call:
         self.responder = responder
         self.responses: list[Response] = []
         self.responder_calls = 0
+        self.returned_to: str | None = None
 
     def respond_to(
         self,
@@ -67,7 +75,11 @@ class Call:
                 + (f"it declares {', '.join(sorted(self.declarations))}; " if self.declarations else "")
                 + f"add @app.responds_to({topic!r})"
             )
-        self.responses.append(response(topic, data, declared.parser, key, partition, partition_key, headers))
+        try:
+            made = response(topic, data, declared.parser, key, partition, partition_key, headers)
+        except ParserError as error:
+            raise ParserError(f"the response to {topic!r} cannot be written: {error}") from error
+        self.responses.append(made)
 
     def take(self) -> list[Response]:
         """The responses so far, which are forgotten here."""
@@ -89,8 +101,9 @@ class Call:
                 )
             if count > 1 and not declared.multiple_usage:
                 raise ResponseRepeated(
-                    f"{self.name} sent {count} messages to {topic!r}, which it declares for one; send one,"
-                    f" or declare it with multiple_usage=True"
+                    f"{self.name} sent {count} messages to {topic!r}, which it declares for one"
+                    + (" (what it returned is one of them)" if topic == self.returned_to else "")
+                    + "; send one, or declare it with multiple_usage=True"
                 )
 
 

@@ -99,7 +99,7 @@ class TopicOptions(TypedDict, total=False):
 
     - ``group``: consumer group; ``<app>_<topic>`` if not given. Topics of the same group share one consumer.
     - ``inline``: True runs the handler in the consumer, False queues to RQ; the application's setting if not given.
-    - ``queue``: RQ queue of the jobs; ``default`` if not given.
+    - ``queue``: RQ queue of the jobs; the application's setting if not given.
     - ``worker``: object with ``perform_async(topic, params)`` that takes the messages instead of RQ.
     - ``parser``: object with ``parse`` and ``generate``; JSON if not given.
     - ``interchanger``: object with ``load`` and ``parse``, which carries values through the queue.
@@ -122,7 +122,22 @@ class TopicOptions(TypedDict, total=False):
     job_timeout: float
 
 
+class ResponseOptions(TypedDict, total=False):
+    """The options of ``app.responds_to``.
+
+    - ``required``: every successful call sends to the topic; True if not given.
+    - ``multiple_usage``: a call may send there more than once; False if not given. Both are checked at the end of each call,
+      before anything is sent.
+    - ``parser``: writes what is sent there; the route's own if not given.
+    """
+
+    required: bool
+    multiple_usage: bool
+    parser: Any
+
+
 OPTIONS = frozenset(TopicOptions.__annotations__)
+RESPONSE_OPTIONS = frozenset(ResponseOptions.__annotations__)
 
 
 def check_options(topic: str, options: dict[str, Any]) -> None:

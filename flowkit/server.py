@@ -67,12 +67,17 @@ class Server:
         """
         app = self.app
         app.start()
-        self._consumers = self._make_consumers()
-        if not self._consumers:
-            raise ConfigurationError(
-                f"{app.reference or repr(app)} has no topics; register a handler with @app.topic(...)"
-            )
-        with Doors(self.health, app.settings.health, self._on_ready) as doors:
+        try:
+            self._consumers = self._make_consumers()
+            if not self._consumers:
+                raise ConfigurationError(
+                    f"{app.reference or repr(app)} has no topics; register a handler with @app.topic(...)"
+                )
+            doors = Doors(self.health, app.settings.health, self._on_ready)
+        except BaseException:
+            app.stop()
+            raise
+        with doors:
             return self._serve(doors)
 
     def _serve(self, doors: Doors) -> int:
@@ -100,10 +105,11 @@ class Server:
         else:
             # what is under way belongs to messages that come again: the end need not wait for it
             app.producer.close(0.1)
-        app.events.notice("stopped", application=app.settings.name, clean=clean and not self._failed)
+        clean = clean and not self._failed and all(consumer.clean for consumer in self._consumers)
+        app.events.notice("stopped", application=app.settings.name, clean=clean)
         if self._refused is not None:
             raise self._refused
-        return 0 if clean and not self._failed else 1
+        return 0 if clean else 1
 
     def stop(self) -> None:
         """Asks every consumer to end after the message in hand. Safe to call from a signal handler."""

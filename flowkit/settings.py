@@ -228,6 +228,7 @@ class Settings:
     log_format: str = option(one_of("text", "json"), "text", help="text for people, json for programs")
     retry: Retry = option(retry, Retry(), help="how failed messages are tried again")
     dead_letter: str | None = option(topic_or_none, help="topic for messages that failed every attempt")
+    queue: str = option(text, "default", help="RQ queue of routes that name none")
     job_size: int = option(whole(1), 100, help="most messages packed into one RQ job")
     job_timeout: float = option(seconds, 180.0, help="seconds one message may take in a worker")
     shutdown_timeout: float = option(seconds, 30.0, help="seconds a clean stop may take")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 from .errors import ConfigurationError
 from .message import Message
 from .route import Handler
+
+logger = logging.getLogger(__name__)
 
 
 class Role(NamedTuple):
@@ -87,6 +90,11 @@ def _roles(function: Handler, first: str = "payload") -> tuple[list[Role], Any]:
             roles.append(Role(parameter, parameter in messages, skipped or parameter.kind is parameter.KEYWORD_ONLY))
         else:
             skipped = True
+    if chosen and chosen[0].name == "message" and first == "payload" and "message" not in hints:
+        logger.warning(
+            "%s is given the payload as `message`; annotate it, message: Message, to get the message, or rename it",
+            name_of(function),
+        )
     return roles, hints.get(chosen[0].name, Any) if chosen else Any
 
 

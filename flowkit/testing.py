@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import orjson
 
-from .dispatch import Entry, Handling, params
+from .dispatch import Entry, Handling, as_failure, params
 from .errors import ParserError, is_passing
 from .message import Abort, Headers, PlainRecord, Record
 from .responses import Response, responder_name, response
@@ -262,7 +262,8 @@ class Client(_Outbox):
             except Abort:
                 call.error, call.aborted = None, True
                 return None
-            except Exception as error:
+            except (Exception, SystemExit) as raised:
+                error = as_failure(raised)
                 call.error = error
                 handling.failed(record, error, attempt, received, last=last)
                 if is_passing(error):

@@ -816,3 +816,112 @@ def test_an_inline_application_responds_in_the_consumer(app: Flowkit) -> None:
     app.add_response(app.routes["orders"].handler, "invoices")
 
     assert run(app, b"1") == (1, None, [Response("invoices", b"1", parser=Json)])
+
+
+# What a newcomer tries first.
+
+
+def test_a_class_is_no_handler() -> None:
+    class Handler:
+        def perform(self, payload: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError) as caught:
+        make_app().topic("orders")(Handler)
+
+    assert "a handler is a function, and " in str(caught.value)
+    assert "Handler().method)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"requird": False}, "response to 'x': requird: there is no such option; did you mean 'required'?"),
+        ({"required": "no"}, "response to 'x': required is True or False, not 'no'"),
+        ({"multiple_usage": 2}, "response to 'x': multiple_usage is True or False, not 2"),
+    ],
+)
+def test_options_of_a_response_are_checked(options: dict[str, Any], message: str) -> None:
+    app = make_app()
+    with pytest.raises(ConfigurationError) as decorated:
+        app.responds_to("x", **options)
+    with pytest.raises(ConfigurationError) as added:
+        app.add_response(print, "x", **options)
+
+    assert (str(decorated.value), str(added.value)) == (message, message)
+
+
+def test_a_handler_that_cannot_be_called_is_named_with_its_topic_and_place() -> None:
+    app = make_app()
+
+    @app.topic("orders")
+    def bill(order: object(), message: Message) -> None: ...  # type: ignore[valid-type]
+
+    with pytest.raises(ConfigurationError, match=r"topic 'orders', handler .*bill \(.*test_app.py:\d+\): "):
+        app.handling("orders")
+
+
+def test_a_payload_that_is_called_message_is_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app()
+    app.add_topic("orders", lambda message: None)
+    app.handling("orders")
+    assert "is given the payload as `message`; annotate it, message: Message" in caplog.text
+
+
+def test_what_no_parser_reads_is_spoken_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app()
+    seen: list[Any] = []
+    app.add_topic("orders", lambda payload: seen.append(payload))
+    run(app, b"{", b"[")
+    assert seen == [{"message": b"{"}, {"message": b"["}]
+    assert caplog.text.count("orders has messages that its parser does not read (not JSON") == 1
+
+
+def test_the_error_of_a_response_names_its_topic() -> None:
+    app = make_app()
+
+    @app.topic("orders")
+    @app.responds_to("bills")
+    def bill(payload: Any) -> Any:
+        return object()
+
+    _, error, _ = run(app, b"1")
+    assert "the response to 'bills' cannot be written: object cannot be written as JSON" in str(error)
+
+
+def test_a_response_that_is_returned_as_well_is_named() -> None:
+    app = make_app()
+
+    @app.topic("orders")
+    @app.responds_to("bills")
+    def bill(payload: Any) -> Any:
+        app.respond_to("bills", payload)
+        return payload
+
+    _, error, _ = run(app, b"1")
+    assert "sent 2 messages to 'bills', which it declares for one (what it returned is one of them); send" in str(
+        error
+    )
+
+
+@pytest.mark.parametrize("where", ["handler", "before_enqueue", "async"])
+def test_sys_exit_is_a_failed_attempt(where: str) -> None:
+    app = make_app()
+
+    def leave(payload: Any) -> None:
+        sys.exit(3)
+
+    async def leave_later(payload: Any) -> None:
+        sys.exit(3)
+
+    app.add_topic("orders", {"handler": leave, "async": leave_later}.get(where, lambda payload: None))
+    if where == "before_enqueue":
+        app.before_enqueue(leave)
+    done, error, _ = run(app, b"1", b"2")
+    assert (done, str(error)) == (0, "it called sys.exit(3), which ends nothing here")
+
+
+def test_the_queue_of_an_application_is_a_setting() -> None:
+    app = Flowkit("shop", queue="shop")
+    app.add_topic("orders", lambda payload: None)
+    app.add_topic("express", lambda payload: None, queue="express")
+    assert (app.handling("orders").queue, app.handling("express").queue) == ("shop", "express")

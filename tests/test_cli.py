@@ -424,6 +424,15 @@ def test_send_shows_its_forms_for_a_call_that_is_none_of_them(arguments: list[st
     assert "flowkit send APP TOPIC --file FILE" in message
 
 
+@pytest.mark.parametrize("arguments", [["hello", "orders"], ["hello", "--file", "orders.jsonl"]])
+def test_send_shows_its_forms_where_one_part_is_missing_and_no_variable_names_the_application(
+    arguments: list[str],
+) -> None:
+    message = refused(flowkit("send", *arguments))
+    assert "flowkit send APP TOPIC VALUE\n" in message
+    assert "APP may be left out where FLOWKIT_APP is set" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -452,6 +461,64 @@ def test_send_says_how_many_were_sent_before_a_bad_line(topic: MakeTopic, sendin
     assert refused(done) == (
         "flowkit: the first 1000 messages were sent; then:\nflowkit: --key-field user: this message has none: {}\n"
     )
+
+
+OWN_PARSER = """
+from flowkit import Flowkit
+
+app = Flowkit("own")
+
+class Numbers:
+    @staticmethod
+    def parse(data):
+        return {}[int(data)]
+    generate = str
+
+@app.topic(TOPIC, parser=Numbers, inline=True)
+def handle(number): ...
+
+if WRONG:
+    app.before_enqueue("nowhere")(lambda message: None)
+"""
+
+
+def test_send_notes_once_what_the_parser_of_the_topic_does_not_read(
+    kafka: Kafka, sending: dict[str, str], tmp_path: Path
+) -> None:
+    env = {**sending, "HELLO": f"{uuid.uuid4().hex[:8]}-"}
+    name = f"{env['HELLO']}greetings"
+    other = f"{env['HELLO']}shouts"
+    kafka.create_topic(name)
+    kafka.create_topic(other)
+    done = flowkit("send", name, "-", env=env, stdin='"hi"\nhello {\nmore {\n')
+    assert (done.code, done.out) == (0, f"3 messages sent to {name}\n")
+    [note] = done.err.splitlines()
+    assert note.startswith(f"flowkit: note: the parser of {name!r} does not read this: not JSON: ")
+    assert note.endswith("it starts with b'hello {'")
+    assert [record.value for record in read_topic(kafka.hosts, name, 3)] == [b'"hi"', b"hello {", b"more {"]
+
+    done = flowkit("send", other, "hello {", env=env)  # what others read from there, we do not know
+    assert done == (0, f"1 message sent to {other}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "note"),
+    [
+        (False, "the parser of {topic!r} does not read this: KeyError: 7"),
+        (
+            True,
+            "own:app is not ready to read {topic!r}: hook <lambda>: nowhere: there is no such topic; known are: {topic}",
+        ),
+    ],
+    ids=["parser", "application"],
+)
+def test_send_sends_where_the_application_will_not_read(
+    wrong: bool, note: str, topic: MakeTopic, sending: dict[str, str], tmp_path: Path
+) -> None:
+    name = topic("send")
+    (tmp_path / "own.py").write_text(f"TOPIC, WRONG = {name!r}, {wrong}\n{OWN_PARSER}")
+    done = flowkit("send", "own", name, "7", env=sending, cwd=tmp_path)
+    assert done == (0, f"1 message sent to {name}\n", f"flowkit: note: {note.format(topic=name)}\n")
 
 
 # run, worker, and python hello.py.
@@ -489,7 +556,7 @@ def test_an_application_from_end_to_end(
         wait_for(lambda: redis.llen(f"rq:queue:{topics}post"), what="the job")
         worked = flowkit("worker", "--burst", env=hello)  # the job says hello:app, however the consumer was started
         assert worked.code == 0, worked
-        assert worked.err.startswith(f"flowkit: working on {topics}post\n")
+        assert worked.err.splitlines()[0].endswith(f" working on {topics}post")
         assert [record.value for record in read_topic(kafka.hosts, f"{topics}replies", 1)] == [b'{"to":"ann"}']
         consumer.signal(signal.SIGINT)
         assert consumer.wait() == 0
@@ -500,9 +567,28 @@ def test_an_application_from_end_to_end(
 
 def test_a_worker_runs_until_it_is_told_to_stop(hello: dict[str, str], wait_for: WaitFor, tmp_path: Path) -> None:
     with Process("flowkit", "worker", "--queues", "a, b", env=hello, log=tmp_path / "worker.log") as process:
-        process.wait_for("flowkit: working on a, b")
+        process.wait_for(" working on a, b")
         wait_for(lambda: len(process.children()) == 2, what="a process a queue")
         assert process.stop() == 0
+        assert "flowkit: note" not in process.output
+
+
+def test_a_worker_logs_as_the_settings_say(hello: dict[str, str]) -> None:
+    done = flowkit("worker", "--burst", env={**hello, "FLOWKIT_LOG_FORMAT": "json"})
+    assert done.code == 0, done
+    lines = [json.loads(line) for line in done.err.splitlines()]
+    assert f"working on {hello['HELLO']}post" in [line["message"] for line in lines]
+    done = flowkit("worker", "--burst", "--log-level", "warning", env=hello)
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_worker_notes_a_queue_that_is_nearly_that_of_a_route(hello: dict[str, str]) -> None:
+    queue = f"{hello['HELLO']}post"
+    done = flowkit("worker", "--burst", "--queues", f"{queue},{queue[:-2]}ts,hook", env=hello)
+    assert done.code == 0, done
+    assert [line for line in done.err.splitlines() if line.startswith("flowkit: ")] == [
+        f"flowkit: note: no route names the queue '{queue[:-2]}ts'; did you mean {queue!r}?"
+    ]
 
 
 def test_a_worker_without_a_queued_route_says_that_there_is_nothing_to_do(tmp_path: Path) -> None:

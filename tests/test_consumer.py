@@ -1803,3 +1803,33 @@ def test_a_custom_worker_is_told_of_with_its_name(clock: Clock) -> None:
     loop.turn()
     [told] = [details for event, details in loop.events.notices if event == "queued"]
     assert told == {"topic": "a", "worker": Slow.__qualname__, "count": 2, "group": "g"}
+
+
+@pytest.mark.parametrize("confirmed_later", [False, True])
+def test_an_end_whose_last_commit_is_refused_is_not_clean(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, confirmed_later: bool
+) -> None:
+    app = make_app(kafka={"offset_commit_interval": 60})
+    recorder(app)
+    loop = Loop(app, clock)
+    loop.put("a", 1)
+    loop.turn()  # which commits, as a first turn does
+    loop.put("a", 2)
+    loop.turn()
+    client = loop.client
+    close = client.close
+
+    def refuse(offsets: Mapping[Partition, int]) -> None:
+        if offsets:
+            raise CommitRefused("the group has moved on")
+
+    def close_with_a_rebalance(timeout: float) -> None:
+        if confirmed_later:
+            loop.consumer.confirmed(loop.consumer.revoked([Partition("a", 0)]))
+        close(timeout)
+
+    monkeypatch.setattr(client, "commit", refuse)
+    monkeypatch.setattr(client, "close", close_with_a_rebalance)
+    loop.consumer._commit_at = 0.0
+    loop.consumer._end()
+    assert loop.consumer.clean is confirmed_later

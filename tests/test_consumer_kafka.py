@@ -122,7 +122,9 @@ def test_a_response_to_a_missing_topic_is_named_and_its_message_kept(
     guarded.put({"n": 0, "respond": True}, 1)
     with guarded.run(FLOWKIT_CONNECTION_POOL_TIMEOUT="1") as process:
         process.wait_for(f"DeliveryError: the topic '{out}' does not exist on the brokers")
-        process.wait_for(f"there is no topic '{out}' on the brokers; handlers send to it: create it")
+        process.wait_for(
+            f"there is no topic '{out}' on the brokers; handlers send to it: create it (`flowkit topics --create`)"
+        )
         assert guarded.committed() in (None, 0)
         apache.create_topic(out)
         wait_for(lambda: guarded.committed() == 2)

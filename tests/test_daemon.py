@@ -236,7 +236,10 @@ def test_one_that_was_killed_is_told_from_one_that_runs(background: Background, 
     assert f"was left behind: its process {pid} is gone, and did not end by itself; the file is removed" in done.err
     done = background.stop()
     assert done.code == 1
-    assert f"there is no pid file {background.pid_file}" in done.err
+    assert done.err == (
+        f"flowkit: there is no pid file {background.pid_file}: nothing runs that was started with it; if it ended by"
+        " itself, its log says why\n"
+    )
 
 
 def test_workers_run_in_the_background_too(

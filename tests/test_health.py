@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from commands import flowkit
+from commands import NOBODY, flowkit
 from processes import Process
 from redis import Redis
 from servers import ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 
+from flowkit import Flowkit
 from flowkit.devstack import HOST, free_port
 from flowkit.errors import ConfigurationError
 from flowkit.health import PATIENCE, Doors, Health, Part
+from flowkit.server import Server
 from flowkit.settings import address
 
 READY = Part("group a", "has 4 partitions", ready=True)
@@ -286,6 +288,29 @@ def test_a_port_in_use_is_refused_at_start() -> None:
             ConfigurationError, match=f"health: the port of the probes, {where}, cannot be used: .*in use"
         ):
             Doors(lambda: Health(()), where)
+
+
+@pytest.mark.parametrize(
+    ("options", "picked", "error", "called"),
+    [
+        ({"kafka": {"hosts": NOBODY}}, (), "health: the port of the probes", ["startup", "shutdown"]),
+        ({"kafka": {"hosts": NOBODY}}, ("ordres",), "did you mean 'orders'", ["startup", "shutdown"]),
+        ({}, (), "kafka.hosts: is required", []),
+    ],
+    ids=["the port", "a topic", "the settings"],
+)
+def test_a_server_that_is_refused_shuts_the_application_down_if_it_had_started(
+    options: dict[str, Any], picked: tuple[str, ...], error: str, called: list[str]
+) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        app = Flowkit("refused", inline=True, health=f"{HOST}:{taken.getsockname()[1]}", **options)
+        app.topic("orders")(lambda order: None)
+        seen: list[str] = []
+        app.on_startup(lambda: seen.append("startup"))
+        app.on_shutdown(lambda: seen.append("shutdown"))
+        with pytest.raises(ConfigurationError, match=error):
+            Server(app, topics=picked).run()
+    assert seen == called
 
 
 @pytest.mark.parametrize(

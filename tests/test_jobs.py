@@ -1207,3 +1207,24 @@ def _fails_for_two(payload: int) -> int:
     if payload == 2:
         raise ValueError("two")
     return payload
+
+
+def test_sys_exit_in_a_handler_is_a_failed_attempt_like_any_other(shop: Shop) -> None:
+    def leave(payload: Any) -> None:
+        sys.exit(3)
+
+    shop.app.add_topic("orders", leave, retry=Retry(attempts=2, first=0, jitter=0), dead_letter="orders.dead")
+    shop.enqueue("orders", b"1", b"2")
+    shop.work_all()
+    assert [record.value for record in shop.broker.records("orders.dead")] == [b"1", b"2"]
+    dead = dict(shop.broker.records("orders.dead")[0].headers)
+    assert dead["kafka_dlt-exception-message"] == b"it called sys.exit(3), which ends nothing here"
+
+
+def test_the_log_says_how_a_failed_message_goes_on(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    shop.app.add_topic("orders", _always_fails, retry=Retry(attempts=2, first=0, jitter=0))
+    shop.enqueue("orders", b"1")
+    shop.work_all()
+    told = [record.getMessage() for record in caplog.records if record.name == "flowkit"]
+    assert "orders[0]@0 failed, attempt 1 of 2, to be tried again: ValueError: no" in told
+    assert "orders[0]@0 failed, attempt 2 of 2, stays in RQ's failed jobs: ValueError: no" in told

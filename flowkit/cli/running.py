@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ import typer
 from ..errors import ConfigurationError
 from . import completing
 from .base import App, LogLevel, load_and_log, names_of
+
+logger = logging.getLogger(__name__)
 
 AsDaemon = Annotated[
     bool,
@@ -113,10 +117,20 @@ def worker(
             raise ConfigurationError(
                 f"{application.reference} queues nothing: all its routes are inline; `flowkit run` does all the work"
             )
-        print(f"flowkit: working on {', '.join(names or route_queues(application))}", file=sys.stderr)
+        _note_near_names(names or [], route_queues(application))
+        logger.info("working on %s", ", ".join(names or route_queues(application)))
         code = Workers(application, names, burst=burst, processes=processes, on_ready=ready).run()
         if code:
             raise typer.Exit(code)
+
+
+def _note_near_names(names: list[str], known: list[str]) -> None:
+    """A name that no route has may be that of a hook; it is allowed, but looked at for a slip."""
+    for name in names:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        if near and name not in known:
+            note = f"no route names the queue {name!r}; did you mean {near[0]!r}?"
+            print(f"flowkit: note: {note}", file=sys.stderr)
 
 
 def stop(

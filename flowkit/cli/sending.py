@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -17,6 +17,9 @@ import typer.core
 from ..errors import ConfigurationError, DeliveryError, FlowkitError
 from ..reporting import load
 from .completing import application_or_topic
+
+if TYPE_CHECKING:
+    from ..app import Flowkit
 
 
 class Send(typer.core.TyperCommand):
@@ -63,7 +66,8 @@ def send(
 
     expected = 2 if file is None else 1
     reference = arguments.pop(0) if len(arguments) == expected + 1 else None
-    if len(arguments) != expected or (reference is None and ":" in arguments[0]):
+    unnamed = reference is None and not os.environ.get("FLOWKIT_APP")
+    if len(arguments) != expected or unnamed or (reference is None and ":" in arguments[0]):
         raise ConfigurationError(
             "this call of send is not complete or has too much; it is one of:\n"
             "  flowkit send APP TOPIC VALUE\n"
@@ -78,10 +82,15 @@ def send(
     application = load(reference)
     application.settings_for_kafka()
     count = 0
+    noted = topic not in application.routes  # what others read from a topic of theirs is not known here
     lines = _lines(file) if file is not None or arguments[1] == "-" else [os.fsencode(arguments[1])]
     try:
         for batch in _batches(lines):
             keys = [_field(line, key_field) if key_field else key for line in batch]
+            for line in batch:
+                if not noted and (note := _unread(application, topic, line)):
+                    print(f"flowkit: note: {note}", file=sys.stderr)
+                    noted = True
             application.producer.send_all(
                 [
                     response(topic, line, None, k, partition, None, headers)
@@ -105,6 +114,23 @@ def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
     iterator = iter(lines)
     while batch := list(itertools.islice(iterator, 1_000)):
         yield batch
+
+
+def _unread(application: Flowkit, topic: str, line: bytes) -> str:
+    """Why the route of a topic will not read a message; nothing if it will. Both may run code of the user's."""
+    try:
+        parser = application.handlings[topic].parser
+    except Exception as error:
+        return f"{application.reference} is not ready to read {topic!r}: {_said(error)}"
+    try:
+        parser.parse(line)
+    except Exception as error:
+        return f"the parser of {topic!r} does not read this: {_said(error)}"
+    return ""
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, FlowkitError) else f"{type(error).__name__}: {error}"
 
 
 def _header(item: str) -> tuple[str, str]:

@@ -161,7 +161,7 @@ class Producer:
     def _no_topic(self, topic: str) -> DeliveryError:
         return DeliveryError(
             f"the topic {topic!r} does not exist on the brokers, or they did not answer for {self._timeout:g} s;"
-            " create it, or check that Kafka is running",
+            " create it (`flowkit topics --create` makes those of an application), or check that Kafka is running",
             passing=True,
         )
 

@@ -59,7 +59,7 @@ def test_a_plain_rq_worker_takes_the_settings_of_the_project(
         "rq", "worker", "-c", "rq_settings", "--burst", cwd=project, env=env, log=tmp_path / "log"
     ) as worker:
         assert worker.wait() == 0, worker.output
-        assert "Listening on default" in worker.output
+        assert f"Listening on {project.name}" in worker.output
 
 
 def test_a_project_can_be_checked_and_shown_at_once(project: Path) -> None:
