@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PROCESSES ?= 3
 BIN = $(VENV)/bin
 
 .PHONY: demo test docs lint format types bench clean
@@ -24,8 +25,9 @@ $(VENV)/.test: EXTRAS = dev,test
 demo: $(VENV)/.dev
 	$(BIN)/python examples/demo.py
 
+# In several processes, which have servers of their own: most tests wait for something.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -52,7 +52,7 @@ def python(*arguments: str, **options: Any) -> Done:
     return command(sys.executable, *arguments, **options)
 
 
-def read_topic(hosts: str, topic: str, count: int, timeout: float = 30) -> list[Any]:
+def read_topic(hosts: str, topic: str, count: int, timeout: float = 60) -> list[Any]:
     """Waits for ``count`` messages of a topic, and gives all there are then, by partition and offset."""
     with contextlib.closing(KafkaConsumer(bootstrap_servers=hosts, auto_offset_reset="earliest")) as consumer:
         numbers = consumer.partitions_for_topic(topic) or set()

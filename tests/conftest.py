@@ -120,7 +120,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
 def wait_for() -> WaitFor:
     """Wait until a condition holds, and give its value. For tests that would otherwise sleep."""
 
-    def wait(condition: Callable[[], T], timeout: float = 30, what: str = "the condition") -> T:
+    def wait(condition: Callable[[], T], timeout: float = 60, what: str = "the condition") -> T:
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             if time.monotonic() > deadline:

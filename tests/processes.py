@@ -45,7 +45,7 @@ class Process:
         """All that it (and those before it with the same log) printed."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, text: str, timeout: float = 30) -> None:
+    def wait_for(self, text: str, timeout: float = 60) -> None:
         """Waits until it has printed ``text``."""
         deadline = time.monotonic() + timeout
         while text not in self.output:

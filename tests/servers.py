@@ -300,7 +300,7 @@ class MakeTopic(Protocol):
 class WaitFor(Protocol):
     """What the fixture ``wait_for`` gives."""
 
-    def __call__(self, condition: Callable[[], T], timeout: float = 30, what: str = ...) -> T: ...
+    def __call__(self, condition: Callable[[], T], timeout: float = 60, what: str = ...) -> T: ...
 
 
 def why_not_apache_kafka() -> str | None:

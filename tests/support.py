@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,12 @@ from flowkit.dispatch import Until
 from flowkit.message import PlainRecord, Record
 from flowkit.producer import Producer
 from flowkit.responses import Response
+
+
+def shown(value: Any) -> str:
+    """The name of a parameter for the id of its test: the same in every process, so without addresses."""
+    ordered = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(ordered))
 
 
 def make_app(**settings: Any) -> Flowkit:

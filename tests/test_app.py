@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import connect, make_app, run
+from support import connect, make_app, run, shown
 
 from flowkit import (
     AlreadyStarted,
@@ -232,7 +232,7 @@ def test_applications_share_nothing() -> None:
 NAMES: list[Any] = ["", "a b", ".", "..", "ä", "x" * 250, None, 7, bill]
 
 
-@pytest.mark.parametrize("name", NAMES, ids=str)
+@pytest.mark.parametrize("name", NAMES, ids=shown)
 @pytest.mark.parametrize("method", ["topic", "responds_to", "before_enqueue", "after_failure"])
 def test_a_wrong_name_is_refused_where_it_is_written(app: Flowkit, method: str, name: Any) -> None:
     if method in ("before_enqueue", "after_failure") and callable(name):
@@ -242,7 +242,7 @@ def test_a_wrong_name_is_refused_where_it_is_written(app: Flowkit, method: str, 
         getattr(app, method)(name)
 
 
-@pytest.mark.parametrize("name", NAMES, ids=str)
+@pytest.mark.parametrize("name", NAMES, ids=shown)
 def test_a_wrong_name_is_refused_by_the_twins(app: Flowkit, name: Any) -> None:
     with pytest.raises(ConfigurationError, match="the name of a topic"):
         app.add_topic(name, bill)
@@ -256,7 +256,7 @@ def test_a_decorator_without_its_parentheses_says_so(app: Flowkit, method: str) 
         getattr(app, method)(bill)
 
 
-@pytest.mark.parametrize("first", [bill, None], ids=str)
+@pytest.mark.parametrize("first", [bill, None], ids=shown)
 def test_a_hook_is_for_names_only(app: Flowkit, first: Any) -> None:
     with pytest.raises(ConfigurationError, match="the name of a topic is a text"):
         app.before_enqueue("orders", first)
@@ -289,7 +289,7 @@ def test_a_wrong_option_is_refused_where_it_is_written(app: Flowkit) -> None:
     assert dict(app.routes) == {}
 
 
-@pytest.mark.parametrize("handler", [None, "bill", 7, b"bill"], ids=repr)
+@pytest.mark.parametrize("handler", [None, "bill", 7, b"bill"], ids=shown)
 def test_a_handler_is_a_function(app: Flowkit, handler: Any) -> None:
     with pytest.raises(
         ConfigurationError, match=re.escape(f"topic 'orders': a handler is a function, not {handler!r}")
@@ -568,7 +568,7 @@ def test_a_failing_shutdown_hook_keeps_no_other_from_running(app: Flowkit) -> No
         ({"kafka": HOSTS, "inline": True}, {"inline": False}, ["redis"]),
         ({"kafka": HOSTS, "redis": "redis://r"}, {}, []),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_redis_is_needed_only_when_some_route_is_queued(
     settings: dict[str, Any], options: dict[str, Any], missing: list[str]

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
-from support import make_app, make_record
+from support import make_app, make_record, shown
 
 from flowkit import ConfigurationError, QueueError
 from flowkit.interchangers import Base64, Plain, Zlib, Zstd, pack, unpack
@@ -64,7 +64,7 @@ class Plaintext:
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-@pytest.mark.parametrize("interchanger", [Plain, Plain(), Base64, Base64()], ids=lambda i: repr(i)[:40])
+@pytest.mark.parametrize("interchanger", [Plain, Plain(), Base64, Base64()], ids=shown)
 def test_a_value_comes_back_through_json(interchanger: Any, value: bytes) -> None:
     assert interchanger.parse(json.loads(json.dumps(interchanger.load(value)))) == value
 
@@ -78,7 +78,7 @@ def test_each_single_byte_comes_back(byte: int) -> None:
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 @pytest.mark.parametrize(
-    "interchanger", [None, Base64, Zlib(), Zlib(9), Zstd(), Zstd(19), Zip, Hex(), Plaintext], ids=repr
+    "interchanger", [None, Base64, Zlib(), Zlib(9), Zstd(), Zstd(19), Zip, Hex(), Plaintext], ids=shown
 )
 def test_a_message_comes_back_from_its_queue_entry(interchanger: Any, value: bytes) -> None:
     app = make_app(inline=False)
@@ -103,7 +103,7 @@ def test_a_missing_key_or_header_stays_missing() -> None:
 @pytest.mark.parametrize(
     "data",
     [7, [], {}, {"base64": 1}, {"base64": "not base64!"}, {"base64": "A"}, {"base64": "AAAA!"}, {"other": ""}, True],
-    ids=repr,
+    ids=shown,
 )
 def test_what_flowkit_did_not_queue_is_refused(data: Any) -> None:
     with pytest.raises(QueueError, match="this is not what flowkit put into the queue"):
@@ -120,8 +120,8 @@ def test_compressed_values_are_those_of_the_formats() -> None:
     assert Zlib(1).load(value) != Zlib(9).load(value)
 
 
-@pytest.mark.parametrize("interchanger", [Base64, Zlib(), Zstd()], ids=repr)
-@pytest.mark.parametrize("data", [b"order", b"\x78\x9c", b"\x28\xb5\x2f\xfd\x00", "{}", {"a": 1}, None], ids=repr)
+@pytest.mark.parametrize("interchanger", [Base64, Zlib(), Zstd()], ids=shown)
+@pytest.mark.parametrize("data", [b"order", b"\x78\x9c", b"\x28\xb5\x2f\xfd\x00", "{}", {"a": 1}, None], ids=shown)
 def test_what_it_did_not_write_is_a_queue_error(interchanger: Any, data: Any) -> None:
     with pytest.raises(
         QueueError, match=r"Was the route's interchanger changed while messages were queued\?"
@@ -130,7 +130,7 @@ def test_what_it_did_not_write_is_a_queue_error(interchanger: Any, data: Any) ->
     assert str(data)[:60] in str(caught.value)
 
 
-@pytest.mark.parametrize("interchanger", [Zlib(), Zstd()], ids=repr)
+@pytest.mark.parametrize("interchanger", [Zlib(), Zstd()], ids=shown)
 def test_one_interchanger_serves_many_threads(interchanger: Any) -> None:
     values = [bytes([number]) * 10_000 for number in range(200)]
 

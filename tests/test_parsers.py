@@ -18,7 +18,7 @@ import msgpack
 import msgspec
 import pydantic
 import pytest
-from support import make_app, make_record, run
+from support import make_app, make_record, run, shown
 
 from flowkit import ConfigurationError, FlowkitError, Message, ParserError, PayloadError
 from flowkit.errors import is_passing
@@ -55,7 +55,7 @@ AT = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 @pytest.mark.parametrize(
     "value",
     [None, True, 0, -1, 2**53, 1.5, "", "ä €", [], [1, [2]], {}, {"a": {"b": [None]}}],
-    ids=repr,
+    ids=shown,
 )
 def test_json_comes_back_as_it_was(value: Any) -> None:
     written = Json.generate(value)
@@ -88,7 +88,7 @@ def test_json_writes_what_python_programs_hold(value: Any, written: Any) -> None
 @pytest.mark.parametrize(
     "value",
     [object(), decimal.Decimal(1), b"bytes", {"a": object()}, {1: 2}, {1, "a"}, 2**70, "\ud800"],
-    ids=lambda value: f"{type(value).__name__}-{id(value) % 97}",
+    ids=shown,
 )
 def test_what_json_cannot_write_is_a_parser_error(value: Any) -> None:
     with pytest.raises(ParserError, match=f"{type(value).__name__} cannot be written as JSON"):
@@ -156,7 +156,7 @@ class TestMessagePack:
     def test_it_writes_what_python_programs_hold(self, value: Any, read: Any) -> None:
         assert MessagePack.parse(MessagePack.generate(value)) == read
 
-    @pytest.mark.parametrize("value", [object(), 2**70, {"a": object()}, Order, {1, "a"}], ids=repr)
+    @pytest.mark.parametrize("value", [object(), 2**70, {"a": object()}, Order, {1, "a"}], ids=shown)
     def test_what_it_cannot_write_is_a_parser_error(self, value: Any) -> None:
         with pytest.raises(ParserError, match=f"{type(value).__name__} cannot be written as MessagePack: "):
             MessagePack.generate(value)

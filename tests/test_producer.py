@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from commands import python, read_topic
 from servers import Kafka, MakeTopic
-from support import connect, make_app
+from support import connect, make_app, shown
 
 from flowkit import DeliveryError, Flowkit, ParserError, ResponseError, SettingsError
 from flowkit import producer as producer_module
@@ -85,7 +85,7 @@ def slow(app: Flowkit) -> SlowProducer:
         (bytearray(b"raw"), {"parser": Raw}, b"raw"),
         ("text", {"parser": Raw}, b"text"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_values_are_written_by_the_rules_of_responses(
     app: Flowkit, way: Send, value: Any, options: Any, written: bytes | None
@@ -127,7 +127,7 @@ def test_a_message_goes_to_its_partition(app: Flowkit, way: Send) -> None:
         (object(), {}, ParserError, "object cannot be written as JSON"),
         ({}, {"parser": Raw}, ParserError, "the raw parser sends bytes, not dict"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_is_wrong_with_the_call_is_raised_by_it(
     app: Flowkit, value: Any, options: Any, error: type[Exception], text: str, way: Send

@@ -26,7 +26,7 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerialize
 from confluent_kafka.schema_registry.json_schema import JSONDeserializer, JSONSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from registry import Registry
-from support import make_app, run
+from support import make_app, run, shown
 
 from flowkit import ConfigurationError, ParserError, PayloadError, RegistryUnavailable
 from flowkit.errors import is_passing
@@ -289,7 +289,7 @@ class TestMistakes:
             (ON_THE_WIRE[:5] + b"\x0e\xff\xff\xff\xff\x0f", "cannot be read"),
             (b"\0\0\0\0\x63" + ON_THE_WIRE[5:], "Schema 99 not found"),
         ],
-        ids=repr,
+        ids=shown,
     )
     def test_a_wrong_payload_or_an_unknown_schema_is_a_parser_error(
         self, registry: Registry, data: bytes, reason: str
@@ -311,7 +311,7 @@ class TestMistakes:
             (STRICTER, {**VALUE, "total": 1.0}, "incompatible with an earlier schema for subject"),
             (None, {**VALUE, "id": None}, "on field id"),
         ],
-        ids=repr,
+        ids=shown,
     )
     def test_a_value_that_does_not_fit_or_a_schema_that_is_refused_is_a_parser_error(
         self, registry: Registry, schema: Any, value: Any, reason: str

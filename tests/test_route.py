@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+from support import shown
 
 from flowkit import ConfigurationError, Flowkit, Retry
 from flowkit.route import OPTIONS, Declaration, Route, TopicOptions, check_name, check_options, name_mistake
@@ -53,7 +54,7 @@ def test_a_name_that_kafka_takes_passes(noun: str, name: str) -> None:
     assert check_name(noun, name) == name
 
 
-@pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
+@pytest.mark.parametrize("name", BAD_NAMES, ids=shown)
 @pytest.mark.parametrize("noun", ["topic", "group"])
 def test_a_name_that_kafka_refuses_is_refused_with_the_rule(noun: str, name: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(f"{name!r} cannot be the name of a {noun}")) as caught:
@@ -61,7 +62,7 @@ def test_a_name_that_kafka_refuses_is_refused_with_the_rule(noun: str, name: str
     assert "use 1 to 249 of the characters" in str(caught.value) or "Kafka refuses it" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [None, 7, b"orders", handler, ["orders"]], ids=repr)
+@pytest.mark.parametrize("name", [None, 7, b"orders", handler, ["orders"]], ids=shown)
 def test_a_name_is_a_text(name: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"the name of a topic is a text, not {type(name).__name__}"):
         check_name("topic", name)
@@ -71,7 +72,7 @@ def test_a_name_is_a_text(name: Any) -> None:
     "options",
     [
         {},
-        dict.fromkeys(OPTIONS),
+        dict.fromkeys(sorted(OPTIONS)),
         {"group": "billing"},
         {"queue": "express"},
         {"worker": Worker()},
@@ -88,7 +89,7 @@ def test_a_name_is_a_text(name: Any) -> None:
         {"job_timeout": 0.5},
         {"job_timeout": 900},
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_can_be_passes(options: dict[str, Any]) -> None:
     check_options("orders", dict(options))
@@ -135,7 +136,7 @@ def test_what_can_be_passes(options: dict[str, Any]) -> None:
         ({"job_timeout": float("nan")}, "job_timeout is a number of seconds above 0, not nan"),
         ({"job_timeout": float("inf")}, "job_timeout is a number of seconds above 0, not inf"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_cannot_be_is_refused_with_the_reason(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(text)) as caught:
@@ -186,7 +187,7 @@ def test_a_handler_without_a_name_or_a_place_still_reads() -> None:
         ({"required": False}, "sometimes, exactly one"),
         ({"required": False, "multiple_usage": True}, "sometimes, one or more"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_declaration_reads_as_what_it_allows(options: dict[str, bool], reads: str) -> None:
     declaration = Declaration("invoices", **options)

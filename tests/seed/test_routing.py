@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from servers import Kafka
-from support import make_app, make_record
+from support import make_app, make_record, shown
 
 from flowkit import ConfigurationError, Flowkit
 from flowkit.testing import Client
@@ -183,7 +183,7 @@ def test_heavy_and_quick_work_run_where_their_routes_say(flowkit_client: Client)
         ({"retry": 0}, "topic 'orders': retry is a Retry(...) or a number of attempts, not 0"),
         ({"dead_letter": "orders"}, "its dead letters cannot go to itself, they would come back for ever"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_mistake_in_a_route_is_told_where_it_is_made(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(text)):
