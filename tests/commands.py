@@ -34,7 +34,8 @@ def command(
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**inherited, **(env or {})},
+        # A module that a test writes anew within a second and at the same size would be taken from its bytecode.
+        env={**inherited, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
         input=stdin,
         capture_output=True,
         text=True,
