@@ -286,7 +286,7 @@ def test_call_command_raises_what_a_shell_would_get_as_a_code(
     call_command("flowkit", "routes", "-h")
     assert "Usage: manage.py flowkit routes" in capfd.readouterr().out
     assert sys.argv == ["untouched"]
-    monkeypatch.delenv("FLOWKIT_APP")
+    assert "FLOWKIT_APP" not in os.environ
     monkeypatch.setattr(settings, "FLOWKIT_APP", 5)
     with pytest.raises(CommandError, match=r"the setting FLOWKIT_APP is a text, 'module:attribute', not 5"):
         call_command("flowkit", "routes", stderr=io.StringIO())

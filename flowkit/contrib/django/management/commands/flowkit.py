@@ -46,8 +46,9 @@ class Command(BaseCommand):
         reference = getattr(settings, "FLOWKIT_APP", None)
         if reference is not None and not isinstance(reference, str):
             raise CommandError(f"the setting FLOWKIT_APP is a text, 'module:attribute', not {reference!r}")
-        if reference:
-            os.environ.setdefault("FLOWKIT_APP", reference)  # as everywhere in flowkit, the environment wins
+        named = bool(reference) and "FLOWKIT_APP" not in os.environ  # as everywhere in flowkit, the environment wins
+        if named:
+            os.environ["FLOWKIT_APP"] = str(reference)
         before, sys.argv = sys.argv, [program, *arguments]
         try:
             main()
@@ -55,4 +56,6 @@ class Command(BaseCommand):
             return end.code if isinstance(end.code, int) else int(end.code is not None)
         finally:
             sys.argv = before
+            if named:
+                os.environ.pop("FLOWKIT_APP", None)
             connections.close_all()
