@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 
 from .coroutines import close_loop, finish
@@ -69,6 +70,7 @@ class Flowkit:
         self._startup: list[Handler] = []
         self._shutdown: list[Handler] = []
         self._subscribers: dict[str, list[Handler]] = {}
+        self._responders: dict[tuple[Responder, int], Declarations] = {}
         self._handlings: dict[str, Handling] | None = None
         self._started_in = 0
         self._lock = threading.RLock()
@@ -282,11 +284,20 @@ class Flowkit:
         """
         call = current.get()
         parser = call.parser if call is not None else Json
-        declarations = with_parsers(self.declarations_of(responder), parser)
-        check_responder(responder, declarations, responder_name(responder))
-        responses = respond_with(call, responder, declarations, parser, args)
+        responses = respond_with(call, responder, self._declarations_for(responder, parser), parser, args)
         if call is None:
             self.producer.send_all(responses)
+
+    def _declarations_for(self, responder: Responder, parser: Any) -> Declarations:
+        """What a checked responder declares. Of functions and classes, which are few, it is remembered after the start."""
+        key = (responder, id(parser))  # a parser of a route lives as long as the application
+        if isinstance(responder, FunctionType | type) and key in self._responders:
+            return self._responders[key]
+        declarations = with_parsers(self.declarations_of(responder), parser)
+        check_responder(responder, declarations, responder_name(responder))
+        if isinstance(responder, FunctionType | type) and self._handlings is not None:
+            self._responders[key] = declarations
+        return declarations
 
     def abort(self) -> NoReturn:
         """Ends the message in hand: it is done, nothing is queued and nothing is sent."""

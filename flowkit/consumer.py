@@ -243,8 +243,9 @@ class Consumer:
         self._tell_consumed(partition, at)
 
     def _tell_consumed(self, partition: Partition, count: int) -> None:
-        topic, number = partition
-        self.monitor.notice("consumed", topic=topic, partition=number, count=count, group=self.group)
+        if count:
+            topic, number = partition
+            self.monitor.notice("consumed", topic=topic, partition=number, count=count, group=self.group)
 
     def _may_start(self, partition: Partition, track: Track, first: Record) -> bool:
         """False if these messages must wait: they are polled again.

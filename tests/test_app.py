@@ -925,3 +925,44 @@ def test_the_queue_of_an_application_is_a_setting() -> None:
     app.add_topic("orders", lambda payload: None)
     app.add_topic("express", lambda payload: None, queue="express")
     assert (app.handling("orders").queue, app.handling("express").queue) == ("shop", "express")
+
+
+def test_a_responder_that_is_called_by_hand_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app()
+    looked: list[Any] = []
+    declarations_of = app.declarations_of
+    monkeypatch.setattr(app, "declarations_of", lambda handler: (looked.append(handler), declarations_of(handler))[1])
+
+    @app.responds_to("bills")
+    def announce(value: Any) -> None:
+        app.respond_to("bills", value)
+
+    @app.topic("orders")
+    def bill(payload: Any) -> None:
+        app.respond_with(announce, payload)
+
+    done, _, sent = run(app, b"1", b"2", b"3")
+    assert (done, [response.value for response in sent]) == (3, [b"1", b"2", b"3"])
+    assert looked.count(announce) == 1
+
+
+def test_a_parser_of_its_own_stays_with_each_route_that_calls_a_responder() -> None:
+    app = make_app()
+
+    @app.responds_to("bills")
+    def announce(value: Any) -> None:
+        app.respond_to("bills", {"value": value})
+
+    class Loud:
+        @staticmethod
+        def parse(data: bytes) -> Any:
+            return data.decode()
+
+        @staticmethod
+        def generate(value: Any) -> str:
+            return f"LOUD {value['value']}"
+
+    app.add_topic("a", lambda value: app.respond_with(announce, value))
+    app.add_topic("b", lambda value: app.respond_with(announce, value), parser=Loud)
+    values = [run(app, b"1", topic=topic)[2][0].value for topic in ("a", "b", "a")]
+    assert values == [b'{"value":1}', b"LOUD 1", b'{"value":1}']

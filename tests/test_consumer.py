@@ -1766,6 +1766,8 @@ def test_failed_retried_and_dead_follow_a_message(clock: Clock) -> None:
     loop.turn(3)
     where = {"topic": "a", "partition": 0, "offset": 0, "group": "g"}
     notices = [(event, details) for event, details in loop.events.notices if event in ("retried", "dead")]
+    # a turn in which nothing was finished is not spoken of; the dead letter's message counts
+    assert [details["count"] for event, details in loop.events.notices if event == "consumed"] == [1]
     assert told == [("failed", (1, False)), ("failed", (2, True))]
     assert notices == [
         ("retried", {**where, "attempt": 2, "delay": 0.0}),
