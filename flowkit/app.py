@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 
 from .coroutines import close_loop, finish
-from .dispatch import Handling, entry_of
+from .dispatch import Handling
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
 from .message import Abort, about, place
 from .monitor import EVENTS, Guard, Monitor
@@ -491,7 +491,7 @@ class Flowkit:
         self.start()
         handling = self.handling(topic)
         attempt, last = int(params.get("attempt", 1)), bool(params.get("last_attempt", False))
-        failures = run_entries(self, handling, [entry_of(params)], attempt, last=last)
+        failures = run_entries(self, handling, [handling.entry_of(params)], attempt, last=last)
         self.events.notice("performed", topic=topic, count=1, failed=len(failures))
         for failure in failures:
             details = about(failure.record, handling.group) if failure.record else {"topic": topic}
@@ -499,7 +499,7 @@ class Flowkit:
             text = f"{where} failed, attempt {attempt}: {type(failure.error).__name__}: {failure.error}"
             self.events.notice_error("failed", failure.error, message=text, **details, attempt=attempt, last=last)
             if failure.record is not None:
-                handling.failed(failure.record, failure.error, attempt, failure.entry[3], last=last)
+                handling.failed(failure.record, failure.error, attempt, failure.record.received, last=last)
             raise failure.error
 
 

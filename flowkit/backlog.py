@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import redis
 from rq import Queue
 
-from .jobs import Envelope, connect, known_queues, redis_errors, route_queues
+from .queues import Envelope, connect, known_queues, redis_errors, route_queues
 
 if TYPE_CHECKING:
     from .app import Flowkit

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer
-from .dispatch import Admitted, Handling, Until, as_failure, params
+from .dispatch import Handling, Until
 from .errors import (
     BrokerUnavailable,
     ConfigurationError,
     DeliveryError,
     FlowkitError,
-    QueueError,
-    RedisUnavailable,
     is_passing,
 )
 from .message import Partition, Record, about, place, places
@@ -29,10 +27,10 @@ from .producer import Producer
 from .responses import Response
 from .retry import Retry
 from .settings import Settings
-from .signature import name_of
 
 if TYPE_CHECKING:
-    from .intake import Intake, JobQueue
+    from .jobqueue import JobQueue
+    from .queueing import Queueing
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +54,7 @@ class Track:
     done: int | None = None
     committed: int | None = None
     resume_at: float | None = None
+    held: bool = False
     handed: int = 0
     failed_at: int | None = None
     attempt: int = 1
@@ -75,6 +74,8 @@ class Track:
 class Consumer:
     """One group's topics, from Kafka to their handlers or queues."""
 
+    reconnect = RECONNECT
+
     def __init__(
         self,
         group: str,
@@ -91,7 +92,6 @@ class Consumer:
         self.monitor = monitor
         self.producer = producer
         self.make_client = make_client
-        self.intake = self._make_intake(job_queue)
         self.stopping = False
         self.clean = True
         """Whether, at the end, the offset of every finished message is committed."""
@@ -101,23 +101,22 @@ class Consumer:
         self.joined = False
         self._client: ConsumerClient | None = None
         self._new: list[Partition] = []
-        self._unmarked: set[Partition] = set()
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
         self._sent: list[tuple[Record, Response, Any]] = []
-        self._received = 0.0
-        self._poll_by = 0.0
+        self.received = 0.0
+        self.poll_by = 0.0
         self._commit_at = 0.0
-        self._since_commit = 0
+        self.since_commit = 0
         self._reconnects = 0
-        self._redis_failures = 0
+        self.queueing = self._make_queueing(job_queue)
 
-    def _make_intake(self, job_queue: JobQueue | None) -> Intake | None:
-        if job_queue is None:
+    def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
+        if all(handling.inline for handling in self.handlings.values()):
             return None
-        from .intake import Intake
+        from .queueing import Queueing
 
-        return Intake(job_queue, self.group, self.monitor)
+        return Queueing(self, job_queue)
 
     # The loop.
 
@@ -147,13 +146,14 @@ class Consumer:
         self.turned_at = time.monotonic()
         client = self.client
         batch = client.poll(self._poll_timeout())
-        self._received = time.time()
-        self._poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
+        self.received = time.time()
+        self.poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
         self.joined = client.joined()
         if self._new:
             self._welcome()
-        if self._unmarked:
-            self._learn_marks()
+        queueing = self.queueing
+        if queueing is not None:
+            queueing.begin_turn()
         queued: dict[Partition, Sequence[Record]] = {}
         for partition, records in batch.items():
             if self.stopping:
@@ -162,8 +162,8 @@ class Consumer:
                 self._handle(partition, records)
             else:
                 queued[partition] = records
-        if queued:
-            self._enqueue(queued)
+        if queueing is not None and queued:
+            queueing.take(queued)
         self._settle()
         if self._commit_due():
             self.commit()
@@ -201,7 +201,8 @@ class Consumer:
 
     def _poll_timeout(self) -> float:
         due = [track.resume_at for track in self.tracks.values() if track.resume_at is not None]
-        return min(POLL_TIMEOUT, max(0.0, min(due) - time.monotonic())) if due else POLL_TIMEOUT
+        longest = min(POLL_TIMEOUT, self.queueing.patience) if self.queueing is not None else POLL_TIMEOUT
+        return min(longest, max(0.0, min(due) - time.monotonic())) if due else longest
 
     def _clock_starts(self) -> float:
         """Lets handlers run until the next commit is due."""
@@ -216,23 +217,23 @@ class Consumer:
 
     def _handle(self, partition: Partition, records: Sequence[Record]) -> None:
         handling = self.handlings[partition.topic]
-        track = self._track(partition)
-        if not self._may_start(partition, track, records[0]):
+        track = self.track(partition)
+        if not self.may_start(partition, track, records[0]):
             return
         threshold = self.settings.kafka.offset_commit_threshold
         at = 0
         while at < len(records):
-            limit = max(0, threshold - self._since_commit) if threshold else len(records)
+            limit = max(0, threshold - self.since_commit) if threshold else len(records)
             slice_ = records[at : at + limit] if at or limit < len(records) else records
             done, error = handling.run(
-                slice_, self._send, attempt=track.attempt_of(records[at]), received=self._received, until=self.until
+                slice_, self._send, attempt=track.attempt_of(records[at]), received=self.received, until=self.until
             )
             if done:
                 at += done
-                self._since_commit += done
+                self.since_commit += done
                 track.done = records[at - 1].offset + 1
             if error is not None:
-                if not self._failed(handling, track, records[at], error):
+                if not self.failed(handling, track, records[at], error):
                     break
                 at += 1
                 continue
@@ -240,25 +241,25 @@ class Consumer:
                 break
             if not self._pause_for_breath(partition, records[at]):
                 break
-        self._tell_consumed(partition, at)
+        self.tell_consumed(partition, at)
 
-    def _tell_consumed(self, partition: Partition, count: int) -> None:
+    def tell_consumed(self, partition: Partition, count: int) -> None:
         if count:
             topic, number = partition
             self.monitor.notice("consumed", topic=topic, partition=number, count=count, group=self.group)
 
-    def _may_start(self, partition: Partition, track: Track, first: Record) -> bool:
+    def may_start(self, partition: Partition, track: Track, first: Record) -> bool:
         """False if these messages must wait: they are polled again.
 
         Either their partition was put back in this turn (or the client gave what it had fetched before its pause), or it
         is time to poll.
         """
-        if track.resume_at is None and time.monotonic() <= self._poll_by:
+        if track.resume_at is None and not track.held and time.monotonic() <= self.poll_by:
             return True
         self.client.seek(partition, first.offset if track.done is None else min(track.done, first.offset))
         return False
 
-    def _track(self, partition: Partition) -> Track:
+    def track(self, partition: Partition) -> Track:
         try:
             return self.tracks[partition]
         except KeyError:  # a new client starts from the committed offset, so nothing is skipped
@@ -272,7 +273,7 @@ class Consumer:
             return False
         if self._commit_due():
             self.commit()
-        if self._clock_starts() > self._poll_by:
+        if self._clock_starts() > self.poll_by:
             self.client.seek(partition, following.offset)
             return False
         return True
@@ -302,21 +303,21 @@ class Consumer:
                 failed[partition] = record, DeliveryError(f"{response.topic}: {error}", passing=error.passing)
         for partition, (record, _) in failed.items():
             # before all else, so that nothing is committed past it whatever breaks below
-            self._track(partition).done = record.offset
+            self.track(partition).done = record.offset
         self._sent = []
         for topic, count in confirmed.items():
             self.monitor.notice("responded", topic=topic, count=count)
         if failed:
             self.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
         for partition, (record, problem) in failed.items():
-            track = self._track(partition)
-            if self._failed(self.handlings[record.topic], track, record, problem):
+            track = self.track(partition)
+            if self.failed(self.handlings[record.topic], track, record, problem):
                 self.client.seek(partition, record.offset + 1)
         return set(failed)
 
     # Failure: this partition alone waits, and the message is tried again, for ever or until its dead letter is sent.
 
-    def _failed(self, handling: Handling, track: Track, record: Record, error: Exception) -> bool:
+    def failed(self, handling: Handling, track: Track, record: Record, error: Exception) -> bool:
         """True if the message is done with: its dead letter was sent. Else its partition waits, and starts with it."""
         track.count(record)
         attempt, retry = track.attempt, handling.retry
@@ -343,12 +344,12 @@ class Consumer:
             attempt=attempt,
             last=last,
         )
-        handling.failed(record, error, attempt, self._received, last=last)
+        handling.failed(record, error, attempt, self.received, last=last)
         if last and self._bury(handling, record, error, attempt):
             track.done = record.offset + 1
             track.failed_at = None
             return True
-        self._put_back(Partition(record.topic, record.partition), track, record.offset, delay)
+        self.put_back(Partition(record.topic, record.partition), track, record.offset, delay)
         track.attempt = attempt if passing else attempt + 1  # Kafka's absence is no fault of the message
         self.monitor.notice("retried", **about(record, self.group), attempt=track.attempt, delay=delay)
         return False
@@ -363,11 +364,23 @@ class Consumer:
         self.monitor.notice("dead", **about(record, self.group), attempt=attempt, dead_letter=letter.topic)
         return True
 
-    def _put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
+    def put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
         track.done = offset
         self.client.pause(partition)
         self.client.seek(partition, offset)
         track.resume_at = time.monotonic() + delay
+
+    def hold(self, partition: Partition) -> None:
+        """This partition waits until ``let_go``; what the client has of it is polled again."""
+        self.track(partition).held = True
+        self.client.pause(partition)
+
+    def let_go(self, partition: Partition) -> None:
+        """The inverse of ``hold``."""
+        track = self.track(partition)
+        track.held = False
+        if track.resume_at is None:
+            self.client.resume(partition)
 
     def _resume_due(self) -> None:
         """Lets partitions go on whose wait is over; says of those that went on that they did."""
@@ -379,156 +392,15 @@ class Consumer:
                 track.failed_at = None
             if track.resume_at is not None and track.resume_at <= now:
                 track.resume_at = None
-                self.client.resume(partition)
-
-    # Queued: hooks, one call to Redis for the batch, commit.
-
-    def _enqueue(self, batch: Mapping[Partition, Sequence[Record]]) -> None:
-        admitted: dict[Partition, list[Admitted]] = {}
-        moved: dict[Partition, int] = {}
-        failed: dict[Partition, tuple[Record, Exception]] = {}
-        counts: dict[Partition, int] = {}
-        try:
-            for partition, records in batch.items():
-                track = self._track(partition)
-                if not self._may_start(partition, track, records[0]):
-                    continue
-                if track.done is not None and records[0].offset < track.done:
-                    self._start_anew(partition, records[0].offset)
-                admitted[partition] = []
-                count, error = self._admit(track, records, admitted[partition])
-                counts[partition] = count
-                if count:
-                    moved[partition] = records[count - 1].offset + 1
-                if error is not None:
-                    failed[partition] = (records[count], error)
-                    moved[partition] = records[count].offset
-                elif count < len(records):
-                    self.client.seek(partition, records[count].offset)
-            lost = self.intake.put(admitted, moved) if self.intake is not None else {}
-        except RedisUnavailable as error:
-            self._redis_is_down(error, {partition: records[0].offset for partition, records in batch.items()})
-            return
-        if moved:
-            self._redis_answers()
-        if lost:  # nothing of the whole batch was queued
-            for partition, records in batch.items():
-                self._go_back(partition, lost.get(partition, records[0].offset))
-            return
-        for partition, offset in moved.items():
-            track = self.tracks[partition]
-            track.done = offset
-            self._since_commit += counts[partition]
-            self._tell_consumed(partition, counts[partition])
-            if partition in failed:
-                record, problem = failed[partition]
-                if self._failed(self.handlings[partition.topic], track, record, problem):
-                    self.client.seek(partition, record.offset + 1)
-                    self._pass(partition, record)
-
-    def _pass(self, partition: Partition, record: Record) -> None:
-        """Moves the mark past a message whose dead letter was sent, so that it is not behind the commit."""
-        if self.intake is not None:
-            try:
-                self.intake.put({}, {partition: record.offset + 1})
-            except RedisUnavailable as error:
-                logger.warning("group %s: a mark is not moved: %s", self.group, error)
-
-    def _start_anew(self, partition: Partition, offset: int) -> None:
-        """The topic was made anew while we read it: its offsets begin again, and what they name is new."""
-        self._track(partition).handed = 0
-        if self.intake is not None:
-            self.intake.rewind(partition, offset)
-
-    def _go_back(self, partition: Partition, offset: int) -> None:
-        track = self._track(partition)
-        if track.resume_at is None:
-            track.done = offset
-            self.client.seek(partition, offset)
-
-    def _admit(
-        self, track: Track, records: Sequence[Record], admitted: list[Admitted]
-    ) -> tuple[int, Exception | None]:
-        """Runs the hooks of one partition's messages, until one fails or the time has come.
-
-        Gives the number of finished messages, and the error of the next one if it failed.
-        """
-        handling = self.handlings[records[0].topic]
-        received = self._received
-        if not handling.before and handling.worker is None and self.intake is not None:
-            queue, entry = handling.queue, handling.entry
-            try:
-                admitted += [Admitted(r.offset, handling, queue, entry(r, received, r.value)) for r in records]
-            except Exception:
-                logger.debug("%s: a message cannot be queued; looking for it", records[0].topic, exc_info=True)
-            else:
-                return len(records), None
-        handed: Counter[str] = Counter()
-        try:
-            return self._admit_each(track, records, admitted, handed)
-        finally:
-            for worker, count in handed.items():
-                self.monitor.notice("queued", topic=handling.topic, worker=worker, count=count, group=self.group)
-
-    def _admit_each(
-        self, track: Track, records: Sequence[Record], admitted: list[Admitted], handed: Counter[str]
-    ) -> tuple[int, Exception | None]:
-        handling = self.handlings[records[0].topic]
-        received = self._received
-        attempt = track.attempt_of(records[0])
-        for done, record in enumerate(records):
-            if self.stopping or time.monotonic() > self._poll_by:
-                return done, None
-            try:
-                known = self.intake is not None and self.intake.has(record)
-                ticket = None if known else handling.admit(record, attempt, received)
-                if ticket is not None:
-                    message, data = ticket
-                    if message.worker is not None:
-                        if record.offset >= track.handed:  # else it was, before the rest of its batch failed
-                            message.worker.perform_async(handling.topic, params(handling.topic, data))
-                            track.handed = record.offset + 1
-                            handed[name_of(message.worker)] += 1
-                    elif self.intake is not None:
-                        admitted.append(Admitted(record.offset, handling, message.queue or handling.queue, data))
-                    else:
-                        raise QueueError(
-                            f"{place(record)} has no worker, so it is for a queue, and there is none: set redis, or"
-                            " leave message.worker as it is"
-                        )
-            except (Exception, SystemExit) as error:
-                return done, as_failure(error)
-            attempt = 1
-        return len(records), None
-
-    def _tell_redis_is_down(self, error: RedisUnavailable) -> float:
-        self._redis_failures += 1
-        delay = RECONNECT.delay(self._redis_failures)
-        self.monitor.notice_error(
-            "queue",
-            error,
-            message=f"group {self.group!r}: {error}; trying again in {delay:.1f} s, nothing is lost",
-        )
-        return delay
-
-    def _redis_answers(self) -> None:
-        if self._redis_failures:
-            self.monitor.notice("recovered", message="Redis answers again", group=self.group)
-        self._redis_failures = 0
-
-    def _redis_is_down(self, error: RedisUnavailable, firsts: Mapping[Partition, int]) -> None:
-        delay = self._tell_redis_is_down(error)
-        for partition, offset in firsts.items():
-            track = self._track(partition)
-            if track.resume_at is None:
-                self._put_back(partition, track, offset, delay)
+                if not track.held:
+                    self.client.resume(partition)
 
     # Offsets.
 
     def _commit_due(self) -> bool:
         kafka = self.settings.kafka
         threshold = kafka.offset_commit_threshold
-        return time.monotonic() >= self._commit_at or bool(threshold and self._since_commit >= threshold)
+        return time.monotonic() >= self._commit_at or bool(threshold and self.since_commit >= threshold)
 
     def _uncommitted(self, partitions: Sequence[Partition] | None = None) -> dict[Partition, int]:
         """The offsets to commit; what is not yet settled does not count."""
@@ -547,7 +419,7 @@ class Consumer:
     def commit(self) -> None:
         """Commits what is finished. Where the group has moved on, the messages come again, to somebody."""
         self._commit_at = time.monotonic() + self.settings.kafka.offset_commit_interval
-        self._since_commit = 0
+        self.since_commit = 0
         offsets = self._uncommitted()
         if not offsets:
             return
@@ -566,9 +438,8 @@ class Consumer:
     def _note_confirmed(self) -> None:
         """Notes in Redis what Kafka has confirmed, here and in rebalances."""
         confirmed, self._confirmed = self._confirmed, {}
-        queued = {p: offset for p, offset in confirmed.items() if not self.handlings[p.topic].inline}
-        if queued and self.intake is not None:
-            self.intake.remember(queued)
+        if confirmed and self.queueing is not None:
+            self.queueing.confirmed(confirmed)
 
     # Rebalances. These four come from within a poll or a close, maybe on the client's own thread.
 
@@ -597,9 +468,8 @@ class Consumer:
         for partition in partitions:
             self.tracks.pop(partition, None)
         self._new = [partition for partition in self._new if partition not in partitions]
-        self._unmarked.difference_update(partitions)
-        if self.intake is not None:
-            self.intake.forget(partitions)
+        if self.queueing is not None:
+            self.queueing.forget(partitions)
 
     def _welcome(self) -> None:
         """Starts to track the partitions that were assigned in this poll, before their first record is touched."""
@@ -608,36 +478,16 @@ class Consumer:
         for partition in new:
             self.tracks[partition] = Track()
             self.client.resume(partition)  # the client keeps the pause of a partition that leaves and comes back
-            if self.intake is not None and not self.handlings[partition.topic].inline:
-                self._unmarked.add(partition)
+            if self.queueing is not None:
+                self.queueing.welcome(partition)
         self._new = []
-
-    def _learn_marks(self) -> None:
-        """Asks Redis up to where partitions have been queued, before their first record is touched. If it does not answer,
-        they wait, and the others go on."""
-        if self.intake is None:
-            return
-        partitions = sorted(self._unmarked)
-        waits = [at for at in (self.tracks[partition].resume_at for partition in partitions) if at is not None]
-        if not waits:
-            try:
-                self.intake.welcome(partitions, self.client)
-            except RedisUnavailable as error:
-                waits = [time.monotonic() + self._tell_redis_is_down(error)]
-            else:
-                self._redis_answers()
-                self._unmarked.clear()
-                return
-        for partition in partitions:  # those that came meanwhile wait with the others
-            self.client.pause(partition)
-            self.tracks[partition].resume_at = min(waits)
 
     # Trouble and the end.
 
     def _reconnect(self, error: Exception) -> None:
         """Throws the client away: after an error, kafka-python's poll() may spin for ever on its next call."""
         self._reconnects += 1
-        delay = RECONNECT.delay(self._reconnects)
+        delay = self.reconnect.delay(self._reconnects)
         self.monitor.notice_error(
             "broker",
             error,
@@ -661,9 +511,7 @@ class Consumer:
             except Exception as error:
                 logger.warning("group %s: closing its client failed: %r", self.group, error)
         self._note_confirmed()
-        self.tracks.clear()
-        self._new = []
-        self._unmarked.clear()
+        self._forget([*self.tracks, *self._new])
         self._sent = []
 
     def _end(self) -> None:

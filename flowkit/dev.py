@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from . import topics
 from .devstack import WATCHED, EmbeddedBroker, EmbeddedRedis
-from .jobs import route_queues
+from .queues import route_queues
 
 if TYPE_CHECKING:
     from .app import Flowkit

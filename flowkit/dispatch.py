@@ -11,7 +11,7 @@ import math
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -48,34 +48,53 @@ from .signature import bind, bind_failure, takes_payload_only
 logger = logging.getLogger(__name__)
 
 Send = Callable[[Record, Sequence[Response]], None]
-Entry = list[Any]  # one queued message as JSON can hold it; the fields are those of ENTRY
-ENTRY = ("partition", "offset", "timestamp", "received_at", "key", "headers", "value")
+Run = Callable[[Any, int, float], Sequence[Response]]
+"""One message, its attempt number, when it was received: gives the responses. ``Abort`` and every error come out."""
+
+Entry = tuple[Any, ...]
+"""One queued message: the fields of a ``PlainRecord``, but the value as the interchanger loaded it."""
+
+PARAMS = ("partition", "offset", "timestamp", "received_at", "key", "headers", "value")
+"""What a custom worker is given of a message besides its topic, all of it as JSON can hold it."""
+
 LOADED_BYTES = "flowkit:bytes"
-"""Marks the bytes that an interchanger gave, so that it gets them back as bytes."""
+"""Marks in those params the bytes that an interchanger gave, so that it gets them back as bytes."""
+
+
+LONGEST_JOB = 1.0
+"""Seconds that a job of many messages may take in any case; ten times ``job_seconds``, if that is more."""
 
 
 def as_failure(error: BaseException) -> Exception:
-    """What a handler raised, as a failed attempt: ``sys.exit()`` in a handler must not end a process of many groups."""
+    """What a handler raised, as a failed attempt: ``sys.exit()`` in a handler must not end a process of many groups.
+
+    Raises it again if it is a worker's own end.
+    """
+    if is_forced_stop(error):
+        raise error
     if isinstance(error, Exception):
         return error
     return HandlerExit(f"it called sys.exit({getattr(error, 'code', '')!r}), which ends nothing here")
 
 
 def is_forced_stop(error: BaseException) -> bool:
-    """Whether it is RQ's answer to a second signal, and not a handler's own ``sys.exit()``."""
+    """Whether it is RQ's answer to a signal that ends a worker at once, and not a handler's own error or ``sys.exit()``."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_code.co_name == "request_force_stop"
+    return traceback is not None and traceback.tb_frame.f_code.co_name.startswith("request_force_stop")
 
 
 class Until:
-    """A moment, on the clock of ``time.monotonic()``, that a signal handler may bring forward to now."""
+    """A moment, on the clock of ``time.monotonic()``, that a signal handler may bring forward to now.
 
-    __slots__ = ("at",)
+    ``began`` is when the message in hand was begun, on the same clock.
+    """
+
+    __slots__ = ("at", "began")
 
     def __init__(self) -> None:
-        self.at = 0.0
+        self.at = self.began = 0.0
 
 
 class Handling:
@@ -101,6 +120,7 @@ class Handling:
         ends = self.dead_letter or not (self.inline or self.worker)
         self._last_attempt = self.retry.attempts if ends else math.inf
         self.job_size = route.job_size or settings.job_size
+        self.job_seconds = route.job_seconds or settings.job_seconds
         self.job_timeout = route.job_timeout or settings.job_timeout
         self.parser = for_topic(route.parser or Json, route.topic)
         self.interchanger = route.interchanger or Plain
@@ -121,7 +141,12 @@ class Handling:
         self._answers_to = next(iter(self.declarations)) if len(self.declarations) == 1 else None
         self._told_unused = False
         self._idle = Call(route.name, {}, self.parser)
-        self.call = self._make_call()
+        self.call, self.call_queued = self._calls()
+
+    @property
+    def longest_job(self) -> float:
+        """Seconds after which a worker puts what it has not begun of a job back, so that others may take it."""
+        return max(LONGEST_JOB, 10 * self.job_seconds)
 
     @property
     def all_declarations(self) -> Declarations:
@@ -133,19 +158,22 @@ class Handling:
         """Every topic that a message of this route may lead to, its dead letter's too."""
         return {*self.all_declarations, *((self.dead_letter,) if self.dead_letter else ())}
 
-    def _make_call(self) -> Callable[[Record, int, float], Sequence[Response]]:
-        """The shortest way through this route: hooks, ``Message`` and the check cost nothing where they are not used."""
-        if not (self.before or self.declarations or self.route.responder) and takes_payload_only(self.route.handler):
-            decode, handler, idle = self.decode, self.route.handler, self._idle
+    def _calls(self) -> tuple[Run, Run]:
+        """The shortest ways through this route, with hooks (in the consumer) and without (in a worker): hooks, ``Message`` and
+        the check cost nothing where they are not used.
+        """
+        if self.declarations or self.route.responder or not takes_payload_only(self.route.handler):
+            return self._call_with_hooks, self._call_queued
+        decode, handler, idle = self.decode, self.route.handler, self._idle
 
-            def call(record: Record, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG001
-                result = handler(decode(record.value))
-                if result is not None:
-                    self._tell_unused_value(finish(result))
-                return idle.take() if idle.responses else ()
+        def call(record: Record, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG001
+            result = handler(decode(record.value))
+            if result is not None:
+                self._tell_unused_value(finish(result))
+            return idle.take() if idle.responses else ()
 
-            return call
-        return self._call_with_hooks
+        plain = self.interchanger is Plain
+        return self._call_with_hooks if self.before else call, call if plain else self._call_queued
 
     def _call_with_hooks(self, record: Record, attempt: int, received: float) -> Sequence[Response]:
         message = self.message(record, attempt, received)
@@ -153,6 +181,10 @@ class Handling:
             finish(hook(message))
         responses = self.handle(message)
         return [*self._idle.take(), *responses] if self._idle.responses else responses
+
+    def _call_queued(self, entry: PlainRecord, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG002
+        record = self.record(entry)
+        return self.handle(self.message(record, attempt, record.received))
 
     def one(self, record: Record, attempt: int, received: float) -> Sequence[Response]:
         """One record as ``run`` handles it; ``Abort`` and every error come out."""
@@ -177,19 +209,28 @@ class Handling:
         )
 
     def run(
-        self, records: Sequence[Record], send: Send, *, attempt: int, received: float, until: Until
+        self,
+        records: Sequence[Record],
+        send: Send,
+        *,
+        attempt: int,
+        received: float,
+        until: Until,
+        call: Run | None = None,
     ) -> tuple[int, Exception | None]:
-        """Records of one partition, in order, until one fails or the time has come.
+        """Records of one partition or one job, in order, until one fails or the time has come.
 
-        ``attempt`` is that of the first record. Gives the number of finished records, and the error of the next one if
-        it failed.
+        ``attempt`` is that of the first record; ``call`` what is done with each, ``self.call`` if not given. Gives the number
+        of finished records, and the error of the next one if it failed.
         """
-        call, clock = self.call, time.monotonic
+        call = call or self.call
+        clock = time.monotonic
         done = 0
         token = current.set(self._idle)
         try:
             for record in records:
-                if clock() >= until.at:
+                until.began = now = clock()
+                if now >= until.at:
                     break
                 try:
                     responses = call(record, attempt, received)
@@ -285,29 +326,73 @@ class Handling:
 
     def entry(self, record: Record, received: float, value: bytes | None) -> Entry:
         """A message as its job carries it."""
-        data = None
-        if value is not None:
+        data: Any = value
+        if value is not None and self.interchanger is not Plain:
             data = self.interchanger.load(value)
-            if isinstance(data, bytes):
-                data = {LOADED_BYTES: pack(data)}
-            elif self.interchanger is not Plain:
-                _check_json(self.interchanger, data)
-        headers = [[name, pack(item)] for name, item in record.headers]
-        return [record.partition, record.offset, record.timestamp, received, pack(record.key), headers, data]
+            if not isinstance(data, bytes):
+                data = _as_json(self.interchanger, data)
+        return (
+            self.topic,
+            record.partition,
+            record.offset,
+            record.timestamp,
+            record.key,
+            data,
+            record.headers,
+            received,
+        )
+
+    def entries(self, records: Sequence[Record], received: float) -> list[Entry]:
+        """``entry`` for the untouched values of many records."""
+        if self.interchanger is not Plain:
+            return [self.entry(record, received, record.value) for record in records]
+        topic = self.topic
+        return [(topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers, received) for r in records]
 
     def record(self, entry: Entry) -> PlainRecord:
         """The inverse of ``entry``. Raises ``QueueError`` for an entry that flowkit did not write."""
         try:
-            partition, offset, timestamp, _, key, headers, data = entry
-            if isinstance(data, dict) and data.keys() == {LOADED_BYTES}:
-                data = unpack(data[LOADED_BYTES])
-            value = None if data is None else self.interchanger.parse(data)
-            pairs = tuple((name, unpack(item)) for name, item in headers)
+            record = PlainRecord._make(entry)
+            if record.value is not None and self.interchanger is not Plain:
+                record = record._replace(value=self.interchanger.parse(record.value))
+            texts = all(isinstance(name, str) for name, _ in record.headers)
+            parts = (record.key, record.value, *(item for _, item in record.headers))
+            sound = texts and all(part is None or isinstance(part, bytes) for part in parts)
         except (TypeError, ValueError) as error:
-            raise QueueError(
-                f"a job for {self.topic!r} holds what flowkit did not queue: {str(entry)[:120]}"
-            ) from error
-        return PlainRecord(self.topic, partition, offset, timestamp, unpack(key), value, pairs)
+            raise self._not_queued(entry) from error
+        if not sound:
+            raise self._not_queued(entry)
+        return record
+
+    def _not_queued(self, entry: object) -> QueueError:
+        return QueueError(
+            f"a job for {self.topic!r} holds what flowkit did not queue: {str(entry)[:120]}; was the route's"
+            " interchanger changed while messages were queued?"
+        )
+
+    def params(self, entry: Entry) -> dict[str, Any]:
+        """An entry as JSON can hold it, by names: what a custom worker's ``perform_async(topic, params)`` is given."""
+        topic, partition, offset, timestamp, key, data, headers, received = entry
+        if isinstance(data, bytes):
+            data = pack(data) if self.interchanger is Plain else {LOADED_BYTES: pack(data)}
+        pairs = [[name, pack(item)] for name, item in headers]
+        values = (partition, offset, timestamp, received, pack(key), pairs, data)
+        return {"topic": topic, **dict(zip(PARAMS, values, strict=True))}
+
+    def entry_of(self, params: Mapping[str, Any]) -> Entry:
+        """The inverse of ``params``."""
+        try:
+            partition, offset, timestamp, received, key, headers, data = [params[name] for name in PARAMS]
+            if self.interchanger is Plain:
+                data = unpack(data)
+            elif isinstance(data, dict) and data.keys() == {LOADED_BYTES}:
+                data = unpack(data[LOADED_BYTES])
+            pairs = tuple((name, unpack(item)) for name, item in headers)
+            return (self.topic, partition, offset, timestamp, unpack(key), data, pairs, received)
+        except KeyError as error:
+            raise QueueError(f"params lack {error}; pass on what perform_async was given, unchanged") from error
+        except (TypeError, ValueError) as error:
+            raise self._not_queued(params) from error
 
     def dead(self, record: Record, error: Exception, attempts: int) -> Response:
         """The dead letter for a record: key, value and headers untouched, and where it comes from in more headers.
@@ -343,31 +428,9 @@ class Handling:
                 logger.exception("an after_failure hook failed itself, for %s", place(record))
 
 
-def _check_json(interchanger: Any, data: Any) -> None:
-    """Raises ``QueueError`` for what a job could not hold, here, where it is known which message it is."""
+def _as_json(interchanger: Any, data: Any) -> Any:
+    """What JSON makes of it. Raises ``QueueError`` for what a job could not hold: here it is known which message it is."""
     try:
-        orjson.dumps(data)
+        return orjson.loads(orjson.dumps(data))
     except TypeError as error:
-        raise QueueError(f"what {interchanger!r} made of the value is not JSON: {error}") from error
-
-
-class Admitted(NamedTuple):
-    """A message that passed its hooks, on its way to a queue."""
-
-    offset: int
-    handling: Handling
-    queue: str
-    entry: Entry
-
-
-def params(topic: str, entry: Entry) -> dict[str, Any]:
-    """An entry by its names: what a custom worker's ``perform_async(topic, params)`` is given."""
-    return {"topic": topic, **dict(zip(ENTRY, entry, strict=True))}
-
-
-def entry_of(params: Mapping[str, Any]) -> Entry:
-    """The inverse of ``params``."""
-    try:
-        return [params[name] for name in ENTRY]
-    except KeyError as error:
-        raise QueueError(f"params lack {error}; pass on what perform_async was given, unchanged") from error
+        raise QueueError(f"what {interchanger!r} made of the value is neither bytes nor JSON: {error}") from error

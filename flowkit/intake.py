@@ -1,142 +1,33 @@
-"""From the consumer into Redis: many messages in one call, and each of them once, though Kafka may deliver it twice."""
+"""Each message into the queue once, though Kafka may deliver it twice: up to where each partition has been queued.
+
+The rule, and why it holds whatever is killed when, is in docs/queue.md.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-from rq import Queue
+from typing import Any
 
 from .clients import ConsumerClient
-from .dispatch import Admitted, Entry, Handling
+from .dispatch import Entry, Handling
 from .errors import RedisUnavailable
-from .jobs import Envelope, connect, job_arguments, job_size, make_job, queues_key, redis_errors
+from .jobqueue import JobQueue, Marks, MarksMoved, Pack
 from .message import Partition, Record, places
 
 logger = logging.getLogger(__name__)
 
-
-class Pack(NamedTuple):
-    """Messages of one topic for one queue, in order."""
-
-    handling: Handling
-    queue: str
-    entries: list[Entry]
-
-
-class Mark(NamedTuple):
-    """What Redis remembers of one partition: the offset after the last queued message, and the last commit."""
-
-    queued: int | None
-    committed: int | None
-
-
-Marks = dict[Partition, int | None]
-
-
-# A message is queued once, though Kafka may deliver it twice: the jobs of a batch and the mark behind its last message
-# move together, and only if the marks are still those the batch was cut by. The marks move last: Redis does not undo what
-# a script did before an error, and messages queued twice are better than lost ones.
-ENQUEUE = """
-local at = 2
-for _ = 1, tonumber(ARGV[1]) do
-  if (redis.call('HGET', KEYS[1], ARGV[at]) or '') ~= ARGV[at + 1] then return 0 end
-  at = at + 3
-end
-while at <= #ARGV do
-  local fields = tonumber(ARGV[at + 3])
-  redis.call('HSET', ARGV[at], unpack(ARGV, at + 4, at + 3 + fields))
-  redis.call('RPUSH', ARGV[at + 1], ARGV[at + 2])
-  redis.call('SADD', KEYS[2], ARGV[at + 1])
-  redis.call('SADD', KEYS[3], ARGV[at + 1])
-  at = at + 4 + fields
-end
-at = 2
-for _ = 1, tonumber(ARGV[1]) do
-  redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 2])
-  at = at + 3
-end
-return 1
-"""
-
-
-class MarksMoved(Exception):
-    """Somebody else queued messages of these partitions meanwhile: read the marks again, and cut the batch anew."""
-
-
-class JobQueue:
-    """The consumer's side of the queue, for one application."""
-
-    def __init__(self, redis_settings: str | Mapping[str, Any], application: str, reference: str) -> None:
-        self.redis = connect(redis_settings)
-        self.application = application
-        self.reference = reference
-        self._script = self.redis.register_script(ENQUEUE)
-
-    def marks(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Mark]:
-        """What Redis remembers of these partitions."""
-        names = [name for p in partitions for name in (_field("queued", p), _field("committed", p))]
-        with redis_errors():
-            values: Any = self.redis.hmget(_key(group), names) if names else []
-        numbers = [None if value is None else int(value) for value in values]
-        return {p: Mark(numbers[2 * i], numbers[2 * i + 1]) for i, p in enumerate(partitions)}
-
-    def rewind(self, group: str, partition: Partition, offset: int | None) -> None:
-        """Forgets that messages from ``offset`` on were queued: they are to be queued again."""
-        queued, committed = _field("queued", partition), _field("committed", partition)
-        with redis_errors(), self.redis.pipeline() as pipe:
-            pipe.hdel(_key(group), queued, committed)
-            if offset is not None:
-                pipe.hset(_key(group), mapping={queued: offset, committed: offset})
-            pipe.execute()
-
-    def committed(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        """Remembers what Kafka has confirmed, so that a later, smaller offset is known for a deliberate rewind."""
-        with redis_errors():
-            self.redis.hset(_key(group), mapping={_field("committed", p): offset for p, offset in offsets.items()})
-
-    def enqueue(self, group: str, packs: Iterable[Pack], expected: Marks, moved: Mapping[Partition, int]) -> int:
-        """Queues every message of ``packs`` and moves the marks, in one call; gives the number of jobs.
-
-        Raises ``MarksMoved`` if a mark is not the expected one: then nothing was queued. A call whose reply got lost may be
-        repeated: the marks tell.
-        """
-        arguments: list[Any] = [len(moved)]
-        for partition, offset in moved.items():
-            before = expected.get(partition)
-            arguments += [_field("queued", partition), "" if before is None else before, offset]
-        count = 0
-        with redis_errors():
-            for pack in packs:
-                queue = Queue(pack.queue, connection=self.redis, serializer=Envelope)
-                for start in range(0, len(pack.entries), job_size(pack.handling)):
-                    entries = pack.entries[start : start + job_size(pack.handling)]
-                    job = make_job(queue, self.reference, pack.handling, entries)
-                    arguments += job_arguments(queue, job)
-                    count += 1
-            if not self._script(
-                keys=[_key(group), Queue.redis_queues_keys, queues_key(self.application)], args=arguments
-            ):
-                raise MarksMoved
-        return count
-
-
-def _key(group: str) -> str:
-    return f"flowkit:marks:{group}"
-
-
-def _field(kind: str, partition: Partition) -> str:
-    return f"{kind}:{partition.topic}:{partition.partition}"
+Admitted = Mapping[str, Sequence[Entry]]
+"""Messages of one partition that passed their hooks, in order, by the queue they go to."""
 
 
 class Intake:
     """The way of one group into its queues. It knows, as Redis does, up to where each partition has been queued."""
 
-    def __init__(self, job_queue: JobQueue, group: str, monitor: Any) -> None:
+    def __init__(self, job_queue: JobQueue, group: str, handlings: Mapping[str, Handling], monitor: Any) -> None:
         self.job_queue = job_queue
         self.group = group
+        self.handlings = handlings
         self.monitor = monitor
         self._queued: dict[Partition, int | None] = {}
 
@@ -174,10 +65,10 @@ class Intake:
         self.monitor.notice("rewound", group=self.group, partition=places([partition]), offset=offset)
 
     def put(
-        self, admitted: Mapping[Partition, Sequence[Admitted]], moved: Mapping[Partition, int]
-    ) -> dict[Partition, int]:
+        self, admitted: Mapping[Partition, Admitted], moved: Mapping[Partition, int]
+    ) -> tuple[dict[str, int], dict[Partition, int]]:
         """Queues what Redis does not have yet, in one call, and moves the marks to the offsets of ``moved``, also past
-        messages that no job came of: so a mark is never behind a commit.
+        messages that no job came of: so a mark is never behind a commit. Gives the messages that now wait in each queue.
 
         If a mark was moved by somebody else meanwhile, looks again at what is left. If one went back, because Redis has
         lost what it had, nothing is queued: gives those partitions, and the offsets from which on they are to be read again.
@@ -187,29 +78,29 @@ class Intake:
             ahead: dict[Partition, int] = {}
             for partition, end in moved.items():
                 queued = self._queued.get(partition) or 0
-                if end > queued:
-                    ahead[partition] = end
-                for offset, handling, queue, entry in admitted.get(partition, ()):
-                    if offset >= queued:
-                        pack = packs.get((handling.topic, queue))
-                        if pack is None:
-                            pack = packs[handling.topic, queue] = Pack(handling, queue, [])
-                        pack.entries.append(entry)
+                if end <= queued:
+                    continue
+                ahead[partition] = end
+                for queue, entries in admitted.get(partition, {}).items():
+                    new = entries if entries[0][2] >= queued else [entry for entry in entries if entry[2] >= queued]
+                    if new:
+                        place = (partition.topic, queue)
+                        pack = packs.setdefault(place, Pack(self.handlings[partition.topic], queue, []))
+                        pack.entries.extend(new)
             if not ahead:
-                return {}
+                return {}, {}
             expected: Marks = {partition: self._queued.get(partition) for partition in ahead}
             try:
-                self.job_queue.enqueue(self.group, packs.values(), expected, ahead)
+                done = self.job_queue.enqueue(self.group, list(packs.values()), expected, ahead)
             except MarksMoved:
                 if lost := self._look_again(ahead):
-                    return lost
+                    return {}, lost
                 continue
             self._queued.update(ahead)
-            for (topic, queue), pack in packs.items():
+            for ((topic, queue), pack), jobs in zip(packs.items(), done.jobs, strict=True):
                 count = len(pack.entries)
-                jobs = math.ceil(count / job_size(pack.handling))
                 self.monitor.notice("queued", topic=topic, queue=queue, count=count, jobs=jobs, group=self.group)
-            return {}
+            return done.waiting, {}
 
     def _look_again(self, partitions: Collection[Partition]) -> dict[Partition, int]:
         """Reads the marks anew. Gives those that went back, which only a loss in Redis explains."""

@@ -1,41 +1,42 @@
-"""RQ as the background: the jobs that carry messages, and what a worker does with them.
+"""What a worker does with a job: its messages one by one through their handler, and what becomes of those that fail.
 
-The job that RQ runs is always ``flowkit.jobs.perform``, its one argument is a JSON text: data, never code.
+The job that RQ runs is always ``flowkit.jobs.perform``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import io
-import pickle
-import secrets
-import signal
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import orjson
-import redis
-from rq import Queue, Retry, get_current_job
+from rq import get_current_job
 from rq.exceptions import ShutDownImminentException
 from rq.job import Job
 from rq.timeouts import JobTimeoutException
 
-from .dispatch import Entry, Handling, as_failure, is_forced_stop
-from .errors import FlowkitError, QueueError, RedisUnavailable, is_passing
-from .message import Abort, Record, about, place
-from .producer import FLUSH_TIMEOUT, Producer
+from .alarm import Alarm
+from .dispatch import Entry, Handling, Run, Until
+from .errors import FlowkitError, QueueError, is_passing
+from .jobqueue import fitting
+from .message import PlainRecord, about, place
+from .producer import FLUSH_TIMEOUT
+from .progress import JobTaken, Progress
+from .queues import BACK, FRONT, RUNS, Made, Parcel, Writer, make_jobs
+from .responses import Response
 
 if TYPE_CHECKING:
     from .app import Flowkit
 
-PERFORM = "flowkit.jobs.perform"
-RUNS = Retry(max=10, interval=[1, 2, 4, 8, 15, 30, 60, 60, 60, 60])
-"""RQ's retries of each job, for what is no failed attempt of a message: its worker was killed, or its application could not be
-imported. Attempts are counted apart from them, in the job's ``meta``, and begin these retries anew.
-"""
+logger = logging.getLogger(__name__)
+
+SPLIT_AFTER = 2
+"""Runs of a job that ended with their worker until the message in hand, which may be what kills it, gets a job of its own."""
+
+NOTE_EVERY = 0.005
+"""Seconds between the notes of how far a job has come: what was handled since the last one is handled again after a SIGKILL."""
 
 
 class OwnWorker:
@@ -47,43 +48,18 @@ class OwnWorker:
     stopping = False
     """Whether it was asked to stop: then the message in hand is the last one."""
 
+    until: Until | None = None
+    """That of the job in hand."""
+
     told: BaseException | None = None
     """What flowkit has logged last and raises for RQ, which would log it once more."""
 
-
-SPLIT_AFTER = 2
-"""Runs of a job that ended so until each of its messages gets a job of its own: one of them may be what kills the worker."""
-
-
-class Envelope:
-    """RQ's job data as a plain ``rq worker`` reads it, which is pickle, but made of one text only.
-
-    Reading it here refuses everything else, so a worker of flowkit never runs what somebody wrote into Redis.
-    """
-
-    class _TextOnly(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            raise QueueError(f"a job asks for {module}.{name}; flowkit's jobs hold text only")
-
-    @staticmethod
-    def dumps(value: Any) -> bytes:
-        return pickle.dumps(value, protocol=4)
-
     @classmethod
-    def loads(cls, data: bytes) -> Any:
-        value = cls._TextOnly(io.BytesIO(data)).load()
-        if value is None or isinstance(value, dict) or _is_call(value):  # a result, a job's meta, or its data
-            return value
-        asked = value[0] if isinstance(value, tuple) and value else type(value)
-        raise QueueError(f"a job asks for {str(asked)[:120]}; flowkit's jobs call {PERFORM} with one text only")
-
-
-def _is_call(value: object) -> bool:
-    if not (isinstance(value, tuple) and len(value) == 4):
-        return False
-    function, instance, args, kwargs = value
-    only_text = isinstance(args, tuple) and [type(arg) for arg in args] == [str]
-    return only_text and (function, instance, kwargs) == (PERFORM, None, {})
+    def stop(cls) -> None:
+        """Asks the job in hand to end after its message in hand. Safe to call from a signal handler."""
+        cls.stopping = True
+        if cls.until is not None:
+            cls.until.at = 0.0
 
 
 class OwnJob(Job):
@@ -93,7 +69,7 @@ class OwnJob(Job):
     """
 
     @property
-    def func(self) -> Callable[[str], None]:
+    def func(self) -> Callable[..., None]:
         return perform
 
     @property
@@ -112,126 +88,23 @@ class OwnJob(Job):
         """Sends none."""
 
 
-def connect(settings: str | Mapping[str, Any]) -> redis.Redis:
-    """A Redis client whose every wait is bounded; nothing is sent until it is used."""
-    options: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 15}
-    if isinstance(settings, str):
-        return redis.Redis.from_url(settings, **options)
-    options |= settings
-    url = options.pop("url", None)
-    return redis.Redis.from_url(url, **options) if url else redis.Redis(**options)
-
-
-def queues_key(application: str) -> str:
-    """The Redis set of the queues that an application has put jobs into, so that they are worked on and looked after."""
-    return f"flowkit:queues:{application}"
-
-
-def route_queues(app: Flowkit) -> list[str]:
-    """The queues that the routes name."""
-    return sorted({h.queue for h in app.handlings.values() if not h.inline and h.worker is None})
-
-
-def known_queues(connection: redis.Redis, application: str) -> set[str]:
-    """The names of the queues that an application has put jobs into."""
-    with redis_errors():
-        keys: Any = connection.smembers(queues_key(application))
-    return {key.decode().removeprefix(Queue.redis_queue_namespace_prefix) for key in keys}
-
-
-def job_size(handling: Handling) -> int:
-    """Messages in one job; one alone where a failed message gets no second attempt that could be a job of its own."""
-    return handling.job_size if handling.retry.attempts > 1 else 1
-
-
-def make_job(queue: Queue, reference: str, handling: Handling, entries: list[Entry], attempt: int = 1) -> Job:
-    """An RQ job, not yet stored. Its description and id say which messages are in it."""
-    data = {"app": reference, "topic": handling.topic, "attempt": attempt, "messages": entries}
-    first, last = entries[0], entries[-1]
-    what = f"{handling.topic}[{first[0]}]@{first[1]}"
-    if len(entries) > 1:
-        what += f" to [{last[0]}]@{last[1]}, {len(entries)} messages"
-    name = f"{handling.topic}-{first[0]}-{first[1]}".replace("_", "__").replace(".", "_d")  # RQ refuses the dot
-    return queue.create_job(
-        PERFORM,
-        args=(orjson.dumps(data).decode(),),
-        job_id=f"{name}-{len(entries)}-{secrets.token_hex(4)}",
-        description=what,
-        timeout=max(1, round(handling.job_timeout * len(entries))),
-        result_ttl=60,
-        retry=RUNS,
-    )
-
-
-def job_arguments(queue: Queue, job: Job) -> list[Any]:
-    """One job for the script. Which fields it has is taken from RQ itself."""
-    queue._prepare_for_queue(job)
-    fields = job.to_dict()
-    fields["data"] = job.data  # RQ reads it uncompressed too, and packing would cost more than the rest
-    flat = [part for name, value in fields.items() for part in (name, getattr(value, "value", value))]
-    return [job.key, queue.key, job.id, len(flat), *flat]
-
-
-@contextlib.contextmanager
-def redis_errors() -> Iterator[None]:
-    """Turns redis-py's errors into ``RedisUnavailable``, with the next step."""
-    try:
-        yield
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise RedisUnavailable(
-            f"Redis does not answer: {str(error).rstrip('.')}; is it running, and is the redis setting right?"
-            " (`flowkit dev` starts one for development)"
-        ) from error
-    except redis.RedisError as error:
-        raise RedisUnavailable(f"Redis refuses: {error}") from error
-
-
-# The worker's side.
-
-
-def perform(data: str) -> None:
+def perform(*args: Any) -> None:
     """What RQ runs: the messages of one job. Raises what a message alone in its job failed with, so that RQ retries it."""
-    try:
-        job = orjson.loads(data)
-        reference, topic, attempt, entries = job["app"], job["topic"], job["attempt"], job["messages"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise QueueError(f"this job is not one of flowkit's: {data[:120]}") from error
-    app = _application(reference)
+    parcel = Parcel.of(args)
+    app = _application(parcel.reference)
     app.start()
-    handling = app.handling(topic)
-    current = get_current_job()
-    alone = len(entries) == 1
-    if alone and current is not None:
-        attempt = current.meta.get("attempt", attempt)
-    left = RUNS.max if current is None or current.retries_left is None else current.retries_left
-    if current is not None and not alone and left <= RUNS.max - SPLIT_AFTER:
-        _put_back(app, handling, current, [(entry, 0.0, attempt) for entry in entries], [], attempt)
-        return
-    unbegun: list[Entry] = []
-    if alone and left == 0 and handling.dead_letter and current is not None and not current.latest_result():
-        # the last run that RQ gives it; not one that somebody asks for later, when it has failed
-        attempt = max(attempt, handling.retry.attempts)
-        failures = [_given_up(handling, entries[0])]
-    else:
-        waiting = iter(entries)
-        failures = run_entries(app, handling, _until_stop(waiting), attempt)
-        unbegun = list(waiting)
-    app.events.notice("performed", topic=topic, count=len(entries) - len(unbegun), failed=len(failures))
-    rest = settle_failures(app, handling, failures, attempt, alone)
-    if not (rest or unbegun):
-        return
-    if alone:
-        delay = None if current is None else _tell_rq(current, handling, attempt, rest[0].error)
-        _tell_end(app, handling, rest[0], attempt, delay)
-        OwnWorker.told = rest[0].error
-        raise rest[0].error
-    if current is None:
-        raise QueueError("a job of many messages can put its failed ones back only when RQ runs it")
-    wait = handling.retry.delay
-    again = [(failure.entry, wait(attempt), _next_attempt(attempt, failure.error)) for failure in rest]
-    _put_back(app, handling, current, again, unbegun, attempt)
-    for failure, (_, seconds, _) in zip(rest, again, strict=True):
-        _tell_end(app, handling, failure, attempt, seconds)
+    handling = app.handling(parcel.topic)
+    job = get_current_job()
+    alarm = Alarm(Until())
+    if OwnWorker.application is not None:
+        OwnWorker.until = alarm.until
+    with alarm.taken(handling.job_timeout):
+        if len(parcel.entries) == 1:
+            _perform_one(app, handling, parcel, job, alarm)
+        elif job is None:
+            raise QueueError("a job of many messages can put its failed ones back only when RQ runs it")
+        else:
+            _perform_many(app, handling, parcel, job, alarm)
 
 
 def _application(reference: str) -> Flowkit:
@@ -243,22 +116,38 @@ def _application(reference: str) -> Flowkit:
         return locate(reference)
     if reference != own.reference:
         raise QueueError(
-            f"this job belongs to the application {str(reference)[:120]!r}, and this worker to {own.reference!r}: start"
+            f"this job belongs to the application {reference[:120]!r}, and this worker to {own.reference!r}: start"
             " `flowkit run` and `flowkit worker` with the same reference, and give each application queues of its own"
         )
     return own
 
 
-def _until_stop(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """The entries up to the one in hand when the worker is asked to stop; the others stay in ``entries``."""
-    for entry in entries:
-        yield entry
-        if OwnWorker.stopping:
-            return
+# A message alone in its job: RQ's own Retry is its retry.
 
 
-def _next_attempt(attempt: int, error: Exception) -> int:
-    return attempt if is_passing(error) else attempt + 1
+def _perform_one(app: Flowkit, handling: Handling, parcel: Parcel, job: Job | None, alarm: Alarm) -> None:
+    attempt, left = parcel.attempt, RUNS.max
+    if job is not None:
+        attempt = job.meta.get("attempt", attempt)
+        left = RUNS.max if job.retries_left is None else job.retries_left
+    messages = Messages(app, handling, parcel.entries, attempt, alarm)
+    if left == 0 and handling.dead_letter and job is not None and not job.latest_result():
+        # the last run that RQ gives it; not one that somebody asks for later, when it has failed
+        attempt = max(attempt, handling.retry.attempts)
+        messages.give_up()
+    else:
+        messages.handle()
+    messages.settle(wait=True)
+    failures = messages.due()
+    app.events.notice("performed", topic=handling.topic, count=1, failed=len(failures))
+    if job is not None and attempt == 1:
+        _progress(app, handling, job).note(1, seconds=messages.seconds, messages=1)
+    rest = settle_failures(app, handling, failures, attempt, alarm, alone=True)
+    for failure in rest:
+        delay = None if job is None else _tell_rq(job, handling, attempt, failure.error)
+        _tell_end(app, handling, failure, attempt, delay)
+        OwnWorker.told = failure.error
+        raise failure.error
 
 
 def _tell_rq(job: Job, handling: Handling, attempt: int, error: Exception) -> int | None:
@@ -276,84 +165,248 @@ def _tell_rq(job: Job, handling: Handling, attempt: int, error: Exception) -> in
     return delay
 
 
-def _tell_end(app: Flowkit, handling: Handling, failure: Failure, attempt: int, delay: float | None) -> None:
-    """Tells the monitor how a failed message goes on: again after ``delay`` seconds, or not (None)."""
-    if failure.record is None:
-        return
-    details = about(failure.record, handling.group)
-    if delay is None:
-        app.events.notice("dead", **details, attempt=attempt, dead_letter=None)
-    else:
-        app.events.notice("retried", **details, attempt=_next_attempt(attempt, failure.error), delay=delay)
+def _next_attempt(attempt: int, error: Exception) -> int:
+    return attempt if is_passing(error) else attempt + 1
+
+
+# Many messages in one job: each counts alone.
+
+
+def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, alarm: Alarm) -> None:
+    """Handles the messages that no earlier run of this job has finished, and notes on the way how far it has come.
+
+    A failed one goes on in a job of its own. What was not begun when the job has taken long, or its worker is to stop, goes
+    back to the front of the queue.
+    """
+    progress = _progress(app, handling, job)
+    progress.begin()
+    entries, attempt, first = parcel.entries, parcel.attempt, progress.done
+    messages = Messages(app, handling, entries, attempt, alarm, first)
+    failed = 0
+
+    def note(*, wait: bool, again: Sequence[Made] = (), end: bool = False) -> None:
+        nonlocal failed
+        messages.settle(wait=wait)
+        failures = messages.due()
+        failed += len(failures)
+        rest = settle_failures(app, handling, failures, attempt, alarm)
+        jobs = [*again]
+        waits = [handling.retry.delay(attempt) for _ in rest]
+        for failure, wait_for in zip(rest, waits, strict=True):
+            due = str(time.time() + wait_for)
+            jobs += _alone(app, handling, job.origin, failure.entry, _next_attempt(attempt, failure.error), due)
+        if end:
+            if messages.at < len(entries):
+                jobs += _rest(app, handling, job.origin, parcel, messages)
+            progress.note(messages.settled, jobs, seconds=messages.seconds, messages=messages.begun)
+        elif jobs or messages.settled > progress.done:
+            progress.note(messages.settled, jobs)
+        for failure, wait_for in zip(rest, waits, strict=True):
+            _tell_end(app, handling, failure, attempt, wait_for)
+
+    try:
+        killed = RUNS.max - (RUNS.max if job.retries_left is None else job.retries_left)
+        if killed >= SPLIT_AFTER and first < len(entries):
+            messages.skip()
+            note(wait=False, again=_alone(app, handling, job.origin, entries[first], attempt, BACK), end=True)
+        else:
+            end = time.monotonic() + handling.longest_job
+            while messages.at < len(entries) and time.monotonic() < end and not OwnWorker.stopping:
+                messages.handle(1 if killed else None, seconds=NOTE_EVERY)
+                if killed or messages.at < len(entries):
+                    note(wait=bool(killed))
+            note(wait=True, end=True)
+    except JobTaken as error:
+        _leave(job, error)
+    app.events.notice("performed", topic=handling.topic, count=messages.begun, failed=failed)
+
+
+def _progress(app: Flowkit, handling: Handling, job: Job) -> Progress:
+    return Progress(Writer(job.connection, app.settings.name), job, handling.topic)
+
+
+def _alone(app: Flowkit, handling: Handling, queue: str, entry: Entry, attempt: int, place: str) -> list[Made]:
+    """A job for one message of another job."""
+    return make_jobs(app.reference, handling, queue, [tuple(entry)], size=1, attempt=attempt, place=place)
+
+
+def _rest(app: Flowkit, handling: Handling, queue: str, parcel: Parcel, messages: Messages) -> list[Made]:
+    """Jobs for what was not begun, of a size that fits what the handler has just been measured to take."""
+    size = fitting(messages.seconds / messages.begun, handling) if messages.begun else handling.job_size
+    unbegun = parcel.entries[messages.at :]
+    jobs = make_jobs(app.reference, handling, queue, unbegun, size=size, attempt=parcel.attempt, place=FRONT)
+    return jobs[::-1]  # each is put before the others
+
+
+def _leave(job: Job, error: JobTaken) -> None:
+    """Ends this process without a word to RQ, which would otherwise decide about a job that is somebody else's."""
+    logger.error("job %s: %s; this process ends", job.id, error)
+    logging.shutdown()
+    os._exit(1)
+
+
+# Messages through their handler.
 
 
 class Failure(NamedTuple):
-    """One message that failed, in a worker."""
+    """One message that failed, in a worker. ``record`` is None for what cannot be read out of its ``entry``."""
 
+    position: int
     entry: Entry
-    record: Record | None
+    record: PlainRecord | None
     error: Exception
 
 
-def _given_up(handling: Handling, entry: Entry) -> Failure:
-    error = QueueError(f"{RUNS.max} runs of its job had no end: its worker was killed, or could not do its work")
-    return Failure(entry, handling.record(entry), error)
+class Messages:
+    """The messages of a job, from ``first`` on: handled in order, their responses sent, those that failed.
 
+    ``at`` is the position behind the last one that was handled, ``settled`` that behind the last one whose responses, and those
+    of all before it, Kafka has confirmed or refused. ``seconds``: what handling took.
+    """
 
-def _settle_submitted(producer: Producer, handling: Handling) -> None:
-    """Waits for what handlers and hooks sent with ``producer.submit``: a work horse ends without it."""
-    if producer.under_way:
-        _restart_alarm(_flush_time(handling))
-        producer.settle()
+    def __init__(
+        self,
+        app: Flowkit,
+        handling: Handling,
+        entries: Sequence[Entry],
+        attempt: int,
+        alarm: Alarm,
+        first: int = 0,
+        call: Run | None = None,
+    ) -> None:
+        self.handling = handling
+        self.producer = app.producer
+        self.events = app.events
+        self.entries = [PlainRecord._make(entry) for entry in entries]
+        self.attempt = attempt
+        self.alarm = alarm
+        self.first = self.at = self.settled = first
+        self.seconds = 0.0
+        self._call = call or handling.call_queued
+        self._sent: deque[tuple[PlainRecord, str, Any]] = deque()
+        self._failed: dict[int, Failure] = {}
 
+    def handle(self, count: int | None = None, *, seconds: float | None = None) -> None:
+        """Handles ``count`` messages (all if not given), but begins none after so many ``seconds``."""
+        began = time.monotonic()
+        until = self.alarm.until
+        until.at = float("inf") if seconds is None else began + seconds
+        if OwnWorker.stopping and seconds is not None:  # a signal came just before the line above
+            return
+        end = len(self.entries) if count is None else self.at + count
+        self.alarm.allow(self.handling.job_timeout)
+        while self.at < end:
+            done, error = self.handling.run(
+                self.entries[self.at : end],
+                self._send,
+                attempt=self.attempt,
+                received=0.0,
+                until=until,
+                call=self._call,
+            )
+            self.at += done
+            if error is not None:
+                self._fail(self.at, error)
+                self.at += 1
+            elif self.at < end:
+                break
+        self.seconds += time.monotonic() - began
 
-def run_entries(
-    app: Flowkit, handling: Handling, entries: Iterable[Entry], attempt: int, *, last: bool | None = None
-) -> list[Failure]:
-    """Handles the messages of a job one by one, sends their responses, and gives those that failed."""
-    producer = app.producer
-    failures: list[Failure] = []
-    sent: list[tuple[Entry, Record, str, Any]] = []
-    for entry in entries:
-        _restart_alarm(handling.job_timeout)
-        record: Record | None = None
+    @property
+    def begun(self) -> int:
+        """How many were handled."""
+        return self.at - self.first
+
+    def skip(self) -> None:
+        """Passes over the next message, which goes on elsewhere."""
+        self.at += 1
+        self.first = self.at
+
+    def give_up(self) -> None:
+        """Counts the next message as failed, without handling it."""
+        error = f"{RUNS.max} runs of its job had no end: its worker was killed, or could not do its work"
+        self._fail(self.at, QueueError(error))
+        self.at += 1
+
+    def _send(self, entry: Any, responses: Sequence[Response]) -> None:
+        for response in responses:
+            self._sent.append((entry, response.topic, self.producer.start(response)))
+
+    def _fail(self, index: int, error: Exception) -> None:
+        entry = self.entries[index]
+        record = None
         try:
-            record = handling.record(entry)
-            for response in handling.handle(handling.message(record, attempt, entry[3], last)):
-                sent.append((entry, record, response.topic, producer.start(response)))
-        except Abort:
-            continue
-        except ShutDownImminentException:
-            raise
-        except (Exception, SystemExit) as error:
-            if is_forced_stop(error):
-                raise
-            failures.append(Failure(entry, record, as_failure(error)))
-    _settle_submitted(producer, handling)
-    if sent:
-        _restart_alarm(_flush_time(handling))
-        producer.flush()
-        failed = {id(failure.entry) for failure in failures}
+            record = self.handling.record(entry)
+        except Exception as problem:  # an interchanger of the user's
+            logger.debug("%s[%d]@%d cannot be read: %r", entry.topic, entry.partition, entry.offset, problem)
+        self._failed.setdefault(index, Failure(index, entry, record, error))
+
+    def settle(self, *, wait: bool) -> None:
+        """Looks at the responses that were confirmed or refused meanwhile, or waits for all of them."""
+        if self.producer.under_way:  # messages of ``submit``: whose they are is not known
+            if not wait:
+                return
+            self.alarm.allow(self._flush_time)
+            self.producer.settle()
+        if self._sent:
+            self._look_at_sent(wait)
+        if self._sent:
+            self._settle_before(self._sent[0][0])
+        else:
+            self.settled = self.at
+
+    def _look_at_sent(self, wait: bool) -> None:
+        if wait:
+            self.alarm.allow(self._flush_time)
+            self.producer.flush()
         refused = False
         confirmed: Counter[str] = Counter()
-        for entry, record, topic, delivery in sent:
-            problem = producer.outcome(delivery)
+        while self._sent and (wait or self.producer.ended(self._sent[0][2])):
+            entry, topic, delivery = self._sent.popleft()
+            problem = self.producer.outcome(delivery)
             if problem is None:
                 confirmed[topic] += 1
                 continue
             refused = True
-            if id(entry) not in failed:
-                failures.append(Failure(entry, record, problem))
-                failed.add(id(entry))
+            self._settle_before(entry)
+            self._fail(self.settled, problem)
         if refused:
-            producer.renew()  # after a fatal error this one would refuse everything, as long as the worker lives
+            self.producer.renew()  # after a fatal error this one would refuse everything, as long as the worker lives
         for topic, count in confirmed.items():
-            app.events.notice("responded", topic=topic, count=count)
-    return failures
+            self.events.notice("responded", topic=topic, count=count)
+
+    def _settle_before(self, entry: PlainRecord) -> None:
+        while self.entries[self.settled] is not entry:
+            self.settled += 1
+
+    @property
+    def _flush_time(self) -> float:
+        """Seconds for a flush, which ends by itself before: if the alarm broke it off, the whole job would be done again."""
+        return max(self.handling.job_timeout, FLUSH_TIMEOUT + 10)
+
+    def due(self) -> list[Failure]:
+        """The failures of settled messages, each of them once."""
+        due = [index for index in sorted(self._failed) if index < self.settled]
+        return [self._failed.pop(index) for index in due]
+
+
+def run_entries(
+    app: Flowkit, handling: Handling, entries: Sequence[Entry], attempt: int, *, last: bool | None = None
+) -> list[Failure]:
+    """Handles messages one by one, sends their responses, and gives those that failed: for workers other than RQ's."""
+
+    def call(entry: PlainRecord, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG001
+        record = handling.record(entry)
+        return handling.handle(handling.message(record, attempt, record.received, last))
+
+    messages = Messages(app, handling, entries, attempt, Alarm(Until()), call=call)
+    messages.handle()
+    messages.settle(wait=True)
+    return messages.due()
 
 
 def settle_failures(
-    app: Flowkit, handling: Handling, failures: Sequence[Failure], attempt: int, alone: bool
+    app: Flowkit, handling: Handling, failures: Sequence[Failure], attempt: int, alarm: Alarm, *, alone: bool = False
 ) -> list[Failure]:
     """Tells the hooks of each failure, sends the dead letters that are due, and gives those to be tried again.
 
@@ -363,7 +416,7 @@ def settle_failures(
     rest = []
     told_by_rq = alone and OwnWorker.application is None  # RQ's own workers log the error that a job raises
     for failure in failures:
-        _restart_alarm(handling.job_timeout)  # it has rung already where the message took too long
+        alarm.allow(handling.job_timeout)  # it has rung already where the message took too long
         last = attempt >= handling.retry.attempts and not is_passing(failure.error)
         where = place(failure.record) if failure.record else handling.topic
         details = about(failure.record, handling.group) if failure.record else {"topic": handling.topic}
@@ -383,12 +436,12 @@ def settle_failures(
             last=last,
         )
         if failure.record is not None:
-            handling.failed(failure.record, failure.error, attempt, failure.entry[3], last=last)
-            _settle_submitted(app.producer, handling)
+            handling.failed(failure.record, failure.error, attempt, failure.record.received, last=last)
+            _settle_submitted(app, alarm)
         if not (last and handling.dead_letter and failure.record is not None):
             rest.append(failure)
             continue
-        _restart_alarm(_flush_time(handling))
+        alarm.allow(FLUSH_TIMEOUT + 10)
         try:
             app.producer.send_all([handling.dead(failure.record, failure.error, attempt)])
         except ShutDownImminentException:
@@ -402,37 +455,19 @@ def settle_failures(
     return rest
 
 
-def _put_back(
-    app: Flowkit,
-    handling: Handling,
-    job: Job,
-    alone: Iterable[tuple[Entry, float, int]],
-    unbegun: list[Entry],
-    attempt: int,
-) -> None:
-    """Puts messages of a job back: those ``alone`` in a job each, with the seconds until then and their attempt number; the
-    ``unbegun`` ones as one job at the front of the queue.
-    """
-    now = datetime.datetime.now(datetime.UTC)
-    with redis_errors(), job.connection.pipeline() as pipe:
-        queue = Queue(job.origin, connection=job.connection, serializer=Envelope)
-        for entry, wait, number in alone:
-            made = make_job(queue, app.reference, handling, [entry], number)
-            queue.schedule_job(made, now + datetime.timedelta(seconds=wait), pipeline=pipe)
-        if unbegun:
-            made = make_job(queue, app.reference, handling, unbegun, attempt)
-            queue._enqueue_job(made, pipeline=pipe, at_front=True)  # enqueue_job would need the pipeline for itself
-        pipe.execute()
+def _settle_submitted(app: Flowkit, alarm: Alarm) -> None:
+    """Waits for what hooks sent with ``producer.submit``: a work horse ends without it."""
+    if app.producer.under_way:
+        alarm.allow(FLUSH_TIMEOUT + 10)
+        app.producer.settle()
 
 
-def _flush_time(handling: Handling) -> float:
-    """Seconds for a flush, which ends by itself before: if the alarm broke it off, the whole job would be done again."""
-    return max(handling.job_timeout, FLUSH_TIMEOUT + 10)
-
-
-def _restart_alarm(seconds: float) -> None:
-    """Gives the next message its full time: RQ's alarm is set once for a job, here it runs anew for each message."""
-    if threading.current_thread() is threading.main_thread():
-        handler = signal.getsignal(signal.SIGALRM)
-        if getattr(handler, "__name__", "") == "handle_death_penalty":
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+def _tell_end(app: Flowkit, handling: Handling, failure: Failure, attempt: int, delay: float | None) -> None:
+    """Tells the monitor how a failed message goes on: again after ``delay`` seconds, or not (None)."""
+    if failure.record is None:
+        return
+    details = about(failure.record, handling.group)
+    if delay is None:
+        app.events.notice("dead", **details, attempt=attempt, dead_letter=None)
+    else:
+        app.events.notice("retried", **details, attempt=_next_attempt(attempt, failure.error), delay=delay)

@@ -38,7 +38,7 @@ class Record(Protocol):
 
 
 class PlainRecord(NamedTuple):
-    """A record that came from a queue or a test instead of a client."""
+    """A record that came from a queue or a test instead of a client. ``received``: when a consumer got it, in Unix seconds."""
 
     topic: str
     partition: int
@@ -47,6 +47,7 @@ class PlainRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: HeaderPairs = ()
+    received: float = 0.0
 
 
 class Headers(Mapping[str, bytes | None]):

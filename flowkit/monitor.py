@@ -16,6 +16,8 @@ LEVELS = {
     "stopped": logging.INFO,
     "rebalanced": logging.INFO,
     "recovered": logging.INFO,
+    "paused": logging.INFO,
+    "resumed": logging.INFO,
     "rewound": logging.WARNING,
     "dead": logging.WARNING,
     "consumed": logging.DEBUG,
@@ -121,6 +123,12 @@ class Monitor:
 
     def recovered(self, *, message: str, group: str, failures: int | None = None) -> None:
         """What had failed works again."""
+
+    def paused(self, *, group: str, queue: str, messages: int) -> None:
+        """So many messages wait in a queue, more than ``max_backlog``: the partitions that fill it wait too."""
+
+    def resumed(self, *, group: str, queue: str, messages: int) -> None:
+        """Half of that is worked off, or more: those partitions go on."""
 
     def rewound(self, *, group: str, partition: str, offset: int | None) -> None:
         """A group was set back on purpose, and its messages are queued again."""

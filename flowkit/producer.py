@@ -242,6 +242,10 @@ class Producer:
             closing.join(timeout)
         client.flush(timeout)
 
+    def ended(self, delivery: Any) -> bool:
+        """Whether a delivery has ended by now, well or badly."""
+        return self._keep is not None or self._client.ended(delivery)
+
     def outcome(self, delivery: Any) -> DeliveryError | None:
         """None where the broker has confirmed; else why not."""
         return None if self._keep else self._client.outcome(delivery)

@@ -79,6 +79,7 @@ class Route:
     retry: Retry | int | None = None
     dead_letter: str | None = None
     job_size: int | None = None
+    job_seconds: float | None = None
     job_timeout: float | None = None
     declarations: dict[str, Declaration] = field(default_factory=dict)
 
@@ -106,7 +107,8 @@ class TopicOptions(TypedDict, total=False):
     - ``responder``: function or class, decorated with ``responds_to``, that is called with what the handler returns.
     - ``retry``: ``Retry(...)`` or a number of attempts.
     - ``dead_letter``: topic for messages that failed every attempt.
-    - ``job_size``: most messages in one RQ job. ``job_timeout``: seconds one message may take in a worker.
+    - ``job_size``: most messages in one RQ job. ``job_seconds``: seconds of work that a job is to hold, by what handlers were
+      measured to take. ``job_timeout``: seconds one message may take in a worker.
     """
 
     group: str
@@ -119,6 +121,7 @@ class TopicOptions(TypedDict, total=False):
     retry: Retry | int
     dead_letter: str
     job_size: int
+    job_seconds: float
     job_timeout: float
 
 
@@ -163,13 +166,15 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     responder = options.get("responder")
     if responder is not None and not callable(getattr(responder, "respond", responder)):
         raise ConfigurationError(f"topic {topic!r}: responder is a function or a class, not {responder!r}")
-    size, seconds = options.get("job_size"), options.get("job_timeout")
+    size = options.get("job_size")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ConfigurationError(f"topic {topic!r}: job_size is a whole number of at least 1, not {size!r}")
-    if seconds is not None and (
-        isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf")
-    ):
-        raise ConfigurationError(f"topic {topic!r}: job_timeout is a number of seconds above 0, not {seconds!r}")
+    for name in ("job_seconds", "job_timeout"):
+        seconds = options.get(name)
+        if seconds is not None and (
+            isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf")
+        ):
+            raise ConfigurationError(f"topic {topic!r}: {name} is a number of seconds above 0, not {seconds!r}")
     if options.get("inline") not in (None, True, False):
         raise ConfigurationError(f"topic {topic!r}: inline is True or False, not {options['inline']!r}")
     if options.get("inline") and (options.get("queue") or options.get("worker")):

@@ -127,7 +127,7 @@ class Server:
             any(not handling.inline for handlings in groups.values() for handling in handlings.values())
             and app.settings.redis
         ):
-            from .intake import JobQueue
+            from .jobqueue import JobQueue
 
             job_queue = JobQueue(app.settings.redis, app.settings.name, app.reference)
         make_client = self._make_client
@@ -162,7 +162,7 @@ class Server:
 
     def _make_upkeep(self) -> Upkeep | None:
         redis = self.app.settings.redis
-        if not redis or all(consumer.intake is None for consumer in self._consumers):
+        if not redis or all(c.queueing is None or c.queueing.intake is None for c in self._consumers):
             return None
         from .upkeep import Upkeep
 

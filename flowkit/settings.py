@@ -229,7 +229,11 @@ class Settings:
     retry: Retry = option(retry, Retry(), help="how failed messages are tried again")
     dead_letter: str | None = option(topic_or_none, help="topic for messages that failed every attempt")
     queue: str = option(text, "default", help="RQ queue of routes that name none")
-    job_size: int = option(whole(1), 100, help="most messages packed into one RQ job")
+    job_size: int = option(whole(1), 2000, help="most messages packed into one RQ job")
+    job_seconds: float = option(seconds, 0.1, help="seconds of work that are to be in one RQ job")
+    max_backlog: int = option(
+        whole(1), 100_000, help="messages in a queue above which its topics wait, until it is half as many"
+    )
     job_timeout: float = option(seconds, 180.0, help="seconds one message may take in a worker")
     shutdown_timeout: float = option(seconds, 30.0, help="seconds a clean stop may take")
     health: str | None = option(address, help="port, or host:port, where /healthz and /readyz are answered")

@@ -6,15 +6,14 @@ and responder check, all by the code that runs in production.
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
-import orjson
-
-from .dispatch import Entry, Handling, as_failure, params
+from .dispatch import Entry, Handling, as_failure
 from .errors import ParserError, is_passing
 from .message import Abort, Headers, PlainRecord, Record
 from .responses import Response, responder_name, response
@@ -226,7 +225,7 @@ class Client(_Outbox):
             message, entry = ticket
             if message.worker is not None:
                 call.worker = message.worker
-                message.worker.perform_async(handling.topic, params(handling.topic, entry))
+                message.worker.perform_async(handling.topic, handling.params(entry))
             else:
                 call.queue = message.queue or handling.queue
             return entry
@@ -235,13 +234,13 @@ class Client(_Outbox):
         entry = self._try(handling, record, call, attempts, admit, last=None if handling.dead_letter else False)
         if entry is None or call.worker is not None:
             return None
-        entry = orjson.loads(orjson.dumps(entry))
+        entry = pickle.loads(pickle.dumps(entry))  # noqa: S301 - our own
         return self._try(
             handling,
             handling.record(entry),
             call,
             attempts,
-            lambda record, attempt, _: handling.handle(handling.message(record, attempt, entry[3])),
+            lambda record, attempt, _: handling.handle(handling.message(record, attempt, entry[-1])),
         )
 
     def _try(

@@ -16,7 +16,8 @@ from rq import Queue, Worker
 from rq.scheduler import RQScheduler
 
 from .errors import RedisUnavailable
-from .jobs import Envelope, OwnJob, connect, known_queues, redis_errors
+from .jobs import OwnJob
+from .queues import Envelope, connect, known_queues, redis_errors
 
 logger = logging.getLogger(__name__)
 

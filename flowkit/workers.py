@@ -18,9 +18,9 @@ import redis
 
 from .errors import FlowkitError, RedisUnavailable
 from .health import Doors, Health, Part
-from .jobs import connect, known_queues, redis_errors, route_queues
+from .queues import connect, known_queues, redis_errors, route_queues
 from .retry import Retry
-from .worker import Worker, run_worker
+from .worker import RETIRED, Worker, run_worker
 
 if TYPE_CHECKING:
     from .app import Flowkit
@@ -62,7 +62,7 @@ class Workers:
     """Processes forked from this one, in which the application is imported already: so many a queue; restarted if they die.
 
     Each has one queue only, so that no job can be lost. Without ``queues``: those of the routes, and every other one as soon
-    as a hook has sent a message there.
+    as a hook has sent a message there. With ``max_jobs``, a process that has done so many makes room for a new one.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Workers:
         *,
         burst: bool = False,
         processes: int = 1,
+        max_jobs: int | None = None,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
         self.app = app
@@ -79,6 +80,7 @@ class Workers:
         self.fixed = queues
         self.burst = burst
         self.processes = processes
+        self.max_jobs = max_jobs
         self._pids: dict[int, Seat] = {}
         self._deaths: dict[Seat, int] = {}
         self._start_at: dict[Seat, float] = {}
@@ -223,8 +225,13 @@ class Workers:
             self._seen_at.pop(pid, None)
             code = os.waitstatus_to_exitcode(status)
             if self._stopping or self.burst:
-                self._code = self._code or int(code != 0)
+                self._code = self._code or int(code not in (0, RETIRED))
                 self._ended.add(seat)
+                continue
+            if code == RETIRED:
+                logger.info("a worker of queue %s has done its %d jobs; a new one starts", seat.queue, self.max_jobs)
+                self._deaths.pop(seat, None)
+                self._start_at[seat] = 0.0
                 continue
             self._deaths[seat] = self._deaths.get(seat, 0) + 1
             delay = RESTART.delay(self._deaths[seat])
@@ -250,7 +257,7 @@ class Workers:
         threading.Thread(target=_end_with_parent, args=(self._alive[0],), name="flowkit-parent", daemon=True).start()
         code = 1
         try:
-            code = run_worker(self.app, seat.queue, burst=self.burst)
+            code = run_worker(self.app, seat.queue, burst=self.burst, max_jobs=self.max_jobs)
         except Exception as error:
             traceback = not isinstance(error, FlowkitError)
             logger.error("the worker of queue %s failed: %s", seat.queue, error, exc_info=traceback)

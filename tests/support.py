@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from redis import Redis
+from rq.serializers import DefaultSerializer
 
 from flowkit import Flowkit
 from flowkit.clients.memory import Broker
 from flowkit.dispatch import Until
 from flowkit.message import PlainRecord, Record
 from flowkit.producer import Producer
+from flowkit.queues import BACK, Writer, make_jobs
 from flowkit.responses import Response
 
 
@@ -62,3 +68,33 @@ def run(
     records = [make_record(value, topic=topic, offset=offset) for offset, value in enumerate(values)]
     done, error = app.handling(topic).run(records, send or keep, attempt=1, received=time.time(), until=until)
     return done, error, sent
+
+
+def content_of(data: bytes) -> tuple[Any, list[Any]]:
+    """What is in the job that has this ``data`` in Redis: its head, which is the same for all of its messages, and those."""
+    with contextlib.suppress(zlib.error):  # RQ packs what it stores by itself
+        data = zlib.decompress(data)
+    _, _, (app, topic, attempt, entries), _ = DefaultSerializer.loads(data)
+    return {"app": app, "topic": topic, "attempt": attempt}, entries
+
+
+def messages_of(data: bytes) -> list[tuple[int, int]]:
+    """The partition and offset of each message in the job that has this ``data`` in Redis."""
+    return [(entry[1], entry[2]) for entry in content_of(data)[1]]
+
+
+def put_jobs(
+    redis: Redis, app: Flowkit, topic: str, entries: list[Any], size: int = 1000, place: str = BACK
+) -> list[str]:
+    """Queues messages as the consumer does, but by RQ's own functions; gives the ids of the jobs."""
+    handling = app.handling(topic)
+    jobs = make_jobs(app.reference, handling, handling.queue, entries, size=size, place=place)
+    with redis.pipeline() as pipe:
+        Writer(redis, app.settings.name).by_rq(pipe, jobs)
+        pipe.execute()
+    return [job.id for job in jobs]
+
+
+def an_entry(topic: str, offset: int, partition: int = 0, value: bytes | None = b"{}") -> tuple[Any, ...]:
+    """A message as jobs hold it."""
+    return (topic, partition, offset, 1_700_000_000_000, None, value, (), 0.0)

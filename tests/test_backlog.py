@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
+import time
 
 import pytest
 from redis import Redis
 from rq import Queue, SimpleWorker
-from support import make_app
+from support import an_entry, make_app, put_jobs
 
 from flowkit import Flowkit, SettingsError, backlog
 from flowkit.backlog import Backlog, Count
-from flowkit.jobs import Envelope, make_job, queues_key
+from flowkit.queues import Envelope, queues_key
 
 NONE = Count(0, 0)
 
@@ -27,10 +27,8 @@ def app(redis_url: str) -> Flowkit:
 
 def put(app: Flowkit, redis: Redis, topic: str, messages: int) -> str:
     """Queues one job of so many messages as the consumer does, and gives its id."""
-    handling = app.handling(topic)
-    queue = Queue(handling.queue, connection=redis, serializer=Envelope)
-    entries = [[0, offset, 0, 0.0, None, [], "{}"] for offset in range(messages)]
-    return queue.enqueue_job(make_job(queue, app.reference, handling, entries)).id
+    (job_id,) = put_jobs(redis, app, topic, [an_entry(topic, offset) for offset in range(messages)])
+    return job_id
 
 
 def test_queues_without_jobs_are_shown_too(app: Flowkit, redis: Redis) -> None:
@@ -59,10 +57,8 @@ def test_a_job_of_somebody_else_is_a_job_without_messages(app: Flowkit, redis: R
 
 def test_jobs_in_the_hand_of_a_worker_scheduled_and_failed_ones_are_told_apart(app: Flowkit, redis: Redis) -> None:
     queue = Queue("default", connection=redis, serializer=Envelope)
-    handling = app.handling("orders-2024.eu_west")
-    entry = [0, 7, 0, 0.0, None, [], "{}"]
-    due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
-    queue.schedule_job(make_job(queue, "support:app", handling, [entry]), due)
+    due = str(time.time() + 3600)
+    put_jobs(redis, app, "orders-2024.eu_west", [an_entry("orders-2024.eu_west", 7)], place=due)
     job_id = put(app, redis, "orders-2024.eu_west", 5)
     worker = SimpleWorker([queue], connection=redis, serializer=Envelope)
     job = queue.fetch_job(job_id)

@@ -14,6 +14,7 @@ import pytest
 
 import flowkit.consumer
 import flowkit.dispatch
+import flowkit.queueing
 from flowkit import Flowkit, Message, Retry
 from flowkit.clients import CommitRefused
 from flowkit.clients.memory import Broker
@@ -21,7 +22,7 @@ from flowkit.clients.memory import Consumer as MemoryConsumer
 from flowkit.consumer import LONGEST_BATCH, Consumer
 from flowkit.coroutines import close_loop
 from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError, RedisUnavailable
-from flowkit.intake import Mark, Marks, MarksMoved, Pack
+from flowkit.jobqueue import Mark, Marks, MarksMoved, Pack, Queued
 from flowkit.message import Partition
 from flowkit.producer import Producer
 
@@ -73,6 +74,7 @@ class Redis:
         self.down = 0
         self.before_enqueue: Callable[[], None] = lambda: None
         self.enqueued = 0
+        self.backlog = 0
 
     def _ask(self) -> None:
         if self.down:
@@ -94,7 +96,7 @@ class Redis:
         self._ask()
         self.noted.update(offsets)
 
-    def enqueue(self, group: str, packs: Iterable[Pack], expected: Marks, moved: Mapping[Partition, int]) -> int:
+    def enqueue(self, group: str, packs: Sequence[Pack], expected: Marks, moved: Mapping[Partition, int]) -> Queued:
         self.before_enqueue()
         self._ask()
         self.enqueued += 1
@@ -102,9 +104,13 @@ class Redis:
             raise MarksMoved
         self.queued.update(moved)
         for pack in packs:
-            self.jobs += [(pack.handling.topic, entry[0], entry[1]) for entry in pack.entries]
+            self.jobs += [(pack.handling.topic, entry[1], entry[2]) for entry in pack.entries]
             self.queues += [pack.queue] * len(pack.entries)
-        return 1
+        return Queued([1] * len(packs), {pack.queue: self.backlog for pack in packs})
+
+    def waiting(self, queue: str) -> int:
+        self._ask()
+        return self.backlog
 
     def put(self, partition: Partition, offsets: Iterable[int]) -> None:
         """What another consumer of the group does."""
@@ -177,7 +183,7 @@ class Loop:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (flowkit.consumer, flowkit.dispatch):
+    for module in (flowkit.consumer, flowkit.dispatch, flowkit.queueing):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
     return clock
@@ -1334,7 +1340,7 @@ def test_redis_that_is_away_puts_everything_back_and_resumes(clock: Clock) -> No
     assert sorted(redis.jobs) == [("a", 0, 0), ("a", 0, 1), ("a", 1, 0)]
     assert (loop.committed("a", 0), loop.committed("a", 1)) == (2, 1)
     assert loop.client.paused == set()
-    assert loop.consumer._redis_failures == 0
+    assert loop.consumer.queueing._failures == 0
 
 
 def test_a_reply_of_redis_that_got_lost_queues_nothing_twice(clock: Clock) -> None:
@@ -1470,7 +1476,7 @@ def test_what_an_interchanger_makes_no_json_of_stops_its_own_partition_only(cloc
     loop.turn()
     assert redis.jobs == [("a", 0, 0), ("b", 0, 0)]
     assert loop.committed("a") == 1
-    assert "not JSON" in loop.events.errors[-1][2]
+    assert "neither bytes nor JSON" in loop.events.errors[-1][2]
 
 
 def test_redis_that_is_away_after_a_commit_changes_nothing(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import pickle
 import struct
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from support import make_app, make_record, run
 
 from flowkit import ConfigurationError, Flowkit, Message, PayloadError, QueueError, Retry
 from flowkit.coroutines import run_async
-from flowkit.dispatch import ENTRY, Until, entry_of, params
+from flowkit.dispatch import PARAMS, Until
 from flowkit.message import Abort
 from flowkit.parsers import Raw, Text
 from flowkit.testing import Client
@@ -890,17 +891,18 @@ def test_a_record_comes_back_from_its_entry(app: Flowkit, value: Any, key: Any, 
     handling = app.handling("orders")
     record = make_record(value, key=key, headers=headers)
 
-    entry = json.loads(orjson.dumps(handling.entry(record, 1.5, record.value)))
+    entry = pickle.loads(pickle.dumps(handling.entry(record, 1.5, record.value)))
 
-    assert handling.record(entry) == record
-    assert dict(zip(ENTRY, entry, strict=True))["received_at"] == 1.5
+    assert handling.record(entry) == record._replace(received=1.5)
+    assert handling.entries([record], 1.5) == [entry]
 
 
 def test_what_a_custom_worker_is_given_has_names_and_comes_back(app: Flowkit) -> None:
     app.add_topic("orders", nothing)
-    entry = app.handling("orders").entry(make_record(), 1.5, b'{"id": 7}')
+    handling = app.handling("orders")
+    entry = handling.entry(make_record(), 1.5, b'{"id": 7}')
 
-    given = params("orders", entry)
+    given = handling.params(entry)
 
     assert given == {
         "topic": "orders",
@@ -912,17 +914,18 @@ def test_what_a_custom_worker_is_given_has_names_and_comes_back(app: Flowkit) ->
         "headers": [["trace", "1"], ["trace", "2"]],
         "value": '{"id": 7}',
     }
-    assert entry_of(json.loads(json.dumps(given))) == entry
+    assert handling.entry_of(json.loads(json.dumps(given))) == entry
 
 
-@pytest.mark.parametrize("missing", ENTRY)
+@pytest.mark.parametrize("missing", PARAMS)
 def test_params_that_lack_something_are_refused(app: Flowkit, missing: str) -> None:
     app.add_topic("orders", nothing)
-    given = params("orders", app.handling("orders").entry(make_record(), 1.5, b""))
+    handling = app.handling("orders")
+    given = handling.params(handling.entry(make_record(), 1.5, b""))
     del given[missing]
 
     with pytest.raises(QueueError, match=f"params lack '{missing}'"):
-        entry_of(given)
+        handling.entry_of(given)
 
 
 @pytest.mark.parametrize(
@@ -933,12 +936,13 @@ def test_params_that_lack_something_are_refused(app: Flowkit, missing: str) -> N
         None,
         7,
         "text",
-        [0, 0, 0, 0.0, None, 7, None],
-        [0, 0, 0, 0.0, None, [["a"]], None],
-        [0, 0, 0, 0.0, None, [], 7],
-        [0, 0, 0, 0.0, 7, [], None],
-        [0, 0, 0, 0.0, None, [["a", {}]], None],
-        [0, 0, 0, 0.0, None, [], {"flowkit:bytes": 7}],
+        ("orders", 0, 0, 0, None, None, 7, 0.0),
+        ("orders", 0, 0, 0, None, None, [["a"]], 0.0),
+        ("orders", 0, 0, 0, None, 7, (), 0.0),
+        ("orders", 0, 0, 0, None, "text", (), 0.0),
+        ("orders", 0, 0, 0, 7, None, (), 0.0),
+        ("orders", 0, 0, 0, None, None, [["a", {}]], 0.0),
+        ("orders", 0, 0, 0, None, None, [[7, b""]], 0.0),
     ],
     ids=repr,
 )

@@ -26,23 +26,14 @@ from rq.serializers import DefaultSerializer
 
 from flowkit import Flowkit, Message, Retry
 from flowkit.clients.memory import Broker
-from flowkit.dispatch import Handling, params
+from flowkit.dispatch import Handling
 from flowkit.errors import DeliveryError, QueueError, RedisUnavailable, RouteNotFound
-from flowkit.intake import JobQueue, Mark, Marks, MarksMoved, Pack
 from flowkit.interchangers import Base64
-from flowkit.jobs import (
-    PERFORM,
-    RUNS,
-    SPLIT_AFTER,
-    Envelope,
-    OwnWorker,
-    connect,
-    known_queues,
-    perform,
-    redis_errors,
-)
+from flowkit.jobqueue import JobQueue, Mark, Marks, MarksMoved, Pack
+from flowkit.jobs import SPLIT_AFTER, OwnWorker, perform
 from flowkit.message import Partition, PlainRecord
 from flowkit.producer import Producer
+from flowkit.queues import PERFORM, RUNS, Envelope, connect, known_queues, redis_errors
 from flowkit.upkeep import Upkeep
 from flowkit.worker import Worker
 
@@ -144,13 +135,12 @@ def _opened(shop: Shop) -> Iterator[Shop]:
 
 
 def data_of(job: Job) -> dict[str, Any]:
-    (text,) = job.args
-    data: dict[str, Any] = json.loads(text)
-    return data
+    app, topic, attempt, messages = job.args
+    return {"app": app, "topic": topic, "attempt": attempt, "messages": messages}
 
 
 def offsets_of(jobs: Sequence[Job]) -> list[int]:
-    return [entry[1] for job in jobs for entry in data_of(job)["messages"]]
+    return [entry[2] for job in jobs for entry in data_of(job)["messages"]]
 
 
 def log_runs(shop: Shop, fails: Callable[[Any, Message], object] = lambda payload, message: None) -> list[Any]:
@@ -188,7 +178,7 @@ def test_a_job_is_what_rq_itself_would_have_written(shop: Shop) -> None:
         "app": shop.app.reference,
         "topic": "orders",
         "attempt": 1,
-        "messages": [[0, 0, 1_700_000_000_000, 1_700_000_001.5, "ann", [], '{"id": 7}']],
+        "messages": [("orders", 0, 0, 1_700_000_000_000, b"ann", b'{"id": 7}', (), 1_700_000_001.5)],
     }
 
 
@@ -196,7 +186,7 @@ def test_a_job_has_the_fields_of_rqs_own_enqueue(shop: Shop) -> None:
     log_runs(shop)
     (ours,) = shop.enqueue("orders", b"1")
     theirs = Queue("default", connection=shop.redis).enqueue(
-        PERFORM, "{}", description="x", result_ttl=60, retry=RUNS, job_timeout=180
+        PERFORM, "shop:app", "orders", 1, [], description="x", result_ttl=60, retry=RUNS, job_timeout=180
     )
     assert set(shop.redis.hkeys(ours.key)) == set(shop.redis.hkeys(theirs.key))
     assert shop.redis.smembers(Queue.redis_queues_keys) == {b"rq:queue:default"}
@@ -227,7 +217,9 @@ def test_messages_are_packed_into_jobs_of_job_size_in_order(
     jobs = shop.enqueue("orders", *(str(number).encode() for number in range(7)))
     assert [len(data_of(job)["messages"]) for job in jobs] == sizes
     assert offsets_of(jobs) == list(range(7))
-    assert [job.timeout for job in jobs] == [180 * size for size in sizes]
+    assert [job.timeout for job in jobs] == [
+        180 if size == 1 else 181 for size in sizes
+    ]  # and a second for the others
 
 
 def test_the_description_of_a_pack_names_its_ends(shop: Shop) -> None:
@@ -259,7 +251,8 @@ def test_several_partitions_and_queues_go_in_one_call(shop: Shop) -> None:
     entries = [handling.entry(PlainRecord("orders", n, 5, 0, None, b"1"), 0.0, b"1") for n in range(3)]
     packs = [Pack(handling, "default", entries[:2]), Pack(handling, "express", entries[2:])]
     marks = {Partition("orders", number): 6 for number in range(3)}
-    assert shop.queue.enqueue("shop_orders", packs, dict.fromkeys(marks), marks) == 2
+    queued = shop.queue.enqueue("shop_orders", packs, dict.fromkeys(marks), marks)
+    assert queued == ([1, 1], {"default": 2, "express": 1})
     assert shop.queue.marks("shop_orders", list(marks)) == {p: Mark(6, None) for p in marks}
     assert (len(shop.jobs()), len(shop.jobs("express"))) == (1, 1)
 
@@ -323,7 +316,7 @@ def test_a_rewind_forgets_and_a_commit_is_remembered(shop: Shop) -> None:
 
 
 def test_rqs_default_serializer_reads_an_envelope() -> None:
-    value: Any = (PERFORM, None, ("text",), {})
+    value: Any = (PERFORM, None, ("shop:app", "orders", 1, [(0, b"1")]), {})
     assert DefaultSerializer.loads(Envelope.dumps(value)) == value
     assert Envelope.loads(DefaultSerializer.dumps(value)) == value
 
@@ -337,8 +330,8 @@ class Evil:
 
 
 @pytest.mark.parametrize("evil", [Evil(os.system, "false"), Evil(eval, "1"), Evil(getattr, "", "join"), Shop, len])
-def test_an_envelope_refuses_everything_but_text(evil: Any) -> None:
-    with pytest.raises(QueueError, match="flowkit's jobs hold text only"):
+def test_an_envelope_refuses_everything_but_data(evil: Any) -> None:
+    with pytest.raises(QueueError, match="flowkit's jobs hold data only"):
         Envelope.loads(pickle.dumps((PERFORM, None, (evil,), {})))
 
 
@@ -346,17 +339,20 @@ def test_an_envelope_refuses_everything_but_text(evil: Any) -> None:
     "call",
     [
         ("os.system", None, ("true",), {}),
-        ("flowkit.jobs.connect", None, ("true",), {}),
-        (None, None, ("true",), {}),
+        ("os.system", None, ("a:b", "t", 1, []), {}),
+        ("flowkit.jobs.connect", None, ("a:b", "t", 1, []), {}),
+        (None, None, ("a:b", "t", 1, []), {}),
         ["os.system", None, ["true"], {}],
-        [PERFORM, None, ("true",), {}],
-        (PERFORM, "an instance", ("true",), {}),
-        (PERFORM, None, ["true"], {}),
+        [PERFORM, None, ("a:b", "t", 1, []), {}],
+        (PERFORM, "an instance", ("a:b", "t", 1, []), {}),
+        (PERFORM, None, ["a:b", "t", 1, []], {}),
         (PERFORM, None, (), {}),
-        (PERFORM, None, ("true", "true"), {}),
-        (PERFORM, None, (b"true",), {}),
-        (PERFORM, None, ("true",), {"data": "true"}),
-        (PERFORM, None, ("true",)),
+        (PERFORM, None, ("true",), {}),
+        (PERFORM, None, ("a:b", "t", "1", []), {}),
+        (PERFORM, None, ("a:b", "t", 1, ()), {}),
+        (PERFORM, None, (b"a:b", "t", 1, []), {}),
+        (PERFORM, None, ("a:b", "t", 1, []), {"data": "true"}),
+        (PERFORM, None, ("a:b", "t", 1, [])),
         (),
         "text",
     ],
@@ -576,7 +572,7 @@ def test_a_stock_rq_worker_runs_a_pack_in_order_and_sends_its_responses(shop: Sh
         shop.app.respond_to("invoices", {"order": order}, key=f"k{order}")
 
     shop.enqueue("orders", *(str(number).encode() for number in range(250)))
-    assert len(shop.jobs()) == 3
+    assert len(shop.jobs()) == 25  # of ten: it is not known yet what the handler takes
     shop.work()
     invoices = shop.broker.records("invoices")
     assert [json.loads(record.value or b"") for record in invoices] == [{"order": number} for number in range(250)]
@@ -584,27 +580,46 @@ def test_a_stock_rq_worker_runs_a_pack_in_order_and_sends_its_responses(shop: Sh
     assert shop.failed() == []
 
 
-@pytest.mark.parametrize("data", ["", "not json", "[]", "{}", '{"app": "a:b"}', '"text"', "null", "1"])
-def test_a_job_that_is_not_ours_is_refused(data: str) -> None:
+ENTRY = ("t", 0, 0, 0, None, b"1", (), 0.0)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        ("text",),
+        ("a:b", "t", 1),
+        ("a:b", "t", 1, []),
+        ("a:b", "t", 1, [ENTRY], 5),
+        (7, "t", 1, [ENTRY]),
+        ("a:b", "t", "1", [ENTRY]),
+        ("a:b", "t", 1, "text"),
+        ("a:b", "t", 1, [()]),
+        ("a:b", "t", 1, [7]),
+        ("a:b", "t", 1, [ENTRY, ENTRY[:7]]),
+        ("a:b", "t", 1, [("other", *ENTRY[1:])]),
+        ("a:b", "t", 1, [("t", "0", *ENTRY[2:])]),
+        ("a:b", "t", 1, [("t", 0, None, *ENTRY[3:])]),
+    ],
+    ids=repr,
+)
+def test_a_job_that_is_not_ours_is_refused(args: Any) -> None:
     with pytest.raises(QueueError, match="not one of flowkit's"):
-        perform(data)
+        perform(*args)
 
 
 def test_a_message_that_flowkit_did_not_queue_fails_alone(shop: Shop) -> None:
     runs = log_runs(shop)
-    entries: list[Any] = [["nonsense"], [0, 0, 0, 0.0, None, [], {"base64": 5}], [0, 0, 0, 0.0, 5, [], "1"]]
-    for entry in entries:
-        data = {"app": shop.app.reference, "topic": "orders", "attempt": 1, "messages": [entry]}
-        with pytest.raises(QueueError, match="queue"):
-            perform(json.dumps(data))
+    for part in ((5, b"1", ()), (None, "text", ()), (None, b"1", [["a", 7]]), (None, b"1", 7)):
+        with pytest.raises(QueueError, match="holds what flowkit did not queue"):
+            perform(shop.app.reference, "orders", 1, [("orders", 0, 0, 0, *part, 0.0)])
     assert runs == []
 
 
 def test_a_job_for_an_unknown_topic_says_which_are_known(shop: Shop) -> None:
     log_runs(shop)
-    data = {"app": shop.app.reference, "topic": "oders", "attempt": 1, "messages": []}
     with pytest.raises(RouteNotFound, match=r"'oders'; known are: orders"):
-        perform(json.dumps(data))
+        perform(shop.app.reference, "oders", 1, [("oders", *ENTRY[1:])])
 
 
 def test_an_application_that_fails_at_import_shows_its_own_error(
@@ -616,9 +631,7 @@ def test_an_application_that_fails_at_import_shows_its_own_error(
     monkeypatch.syspath_prepend(tmp_path)
     log_runs(shop)
     (job,) = shop.enqueue("orders", b"1")
-    shop.redis.hset(
-        job.key, "data", Envelope.dumps((PERFORM, None, (job.args[0].replace(shop.module.__name__, name),), {}))
-    )
+    shop.redis.hset(job.key, "data", Envelope.dumps((PERFORM, None, (f"{name}:app", *job.args[1:]), {})))
     shop.redis.hset(job.key, "retries_left", 0)
     shop.work()
     (failed,) = shop.failed()
@@ -923,7 +936,7 @@ def test_a_flush_may_take_longer_than_a_message(shop: Shop, monkeypatch: pytest.
 def test_a_stop_puts_back_what_was_not_begun(own: Shop) -> None:
     def stop_at_1(payload: Any, message: Message) -> None:
         if payload == 1 and message.attempt == 1:
-            OwnWorker.stopping = True
+            OwnWorker.stop()
             raise ValueError("no")
 
     runs = log_runs(own, stop_at_1)
@@ -977,18 +990,16 @@ def test_a_killed_worker_is_no_failed_attempt(shop: Shop, attempts: int) -> None
     assert runs == [(1, 1)]
 
 
-def test_messages_of_a_job_that_keeps_killing_its_worker_get_jobs_of_their_own(shop: Shop) -> None:
+def test_the_message_that_may_be_killing_its_worker_gets_a_job_of_its_own(shop: Shop) -> None:
     runs = log_runs(shop)
     (job,) = shop.enqueue("orders", b"0", b"1", b"2")
     for _ in range(SPLIT_AFTER):
         kill_worker_of(shop, job)
         shop.bring_due()
     shop.work()
-    assert runs == []
-    assert sorted(offsets_of(shop.scheduled())) == [0, 1, 2]
-    assert len(shop.scheduled()) == 3
-    shop.work_all()
-    assert sorted(runs) == [(0, 1), (1, 1), (2, 1)]
+    # the first one is the suspect, as no run has come further; the others go on before it
+    assert runs == [(1, 1), (2, 1), (0, 1)]
+    assert shop.scheduled() == []
 
 
 def test_a_message_that_always_kills_its_worker_becomes_a_dead_letter(shop: Shop) -> None:
@@ -1106,13 +1117,12 @@ def test_a_custom_worker_gives_its_messages_back_to_the_application(shop: Shop) 
         told.append(message.attempt)
 
     handling = shop.app.handling("orders")
-    from flowkit.dispatch import params
 
     for offset, value in enumerate([b"5", b"\xff"]):
         ticket = handling.admit(PlainRecord("orders", 0, offset, 0, b"\xfe", value), 1, 0.0)
         assert ticket is not None
         message, entry = ticket
-        message.worker.perform_async("orders", params("orders", entry))
+        message.worker.perform_async("orders", shop.app.handling("orders").params(entry))
 
     (topic, good), (_, bad) = worker.stored
     shop.app.perform(topic, json.loads(good))
@@ -1149,9 +1159,9 @@ def test_events_follow_the_messages_of_a_job(shop: Shop) -> None:
     where = {"topic": "orders", "partition": 0, "offset": 1, "group": "shop_orders"}
     assert told == [
         ("responded", {"topic": "bills", "count": 2}),
-        ("performed", {"topic": "orders", "count": 3, "failed": 1}),
         ("failed", {**where, "attempt": 1, "last": False}),
         ("retried", {**where, "attempt": 2, "delay": 0}),
+        ("performed", {"topic": "orders", "count": 3, "failed": 1}),
         ("performed", {"topic": "orders", "count": 1, "failed": 1}),
         ("failed", {**where, "attempt": 2, "last": True}),
         ("dead", {**where, "attempt": 2, "dead_letter": None}),
@@ -1181,7 +1191,7 @@ def test_a_custom_workers_messages_are_told_too_and_it_says_which_attempt_is_the
 
     for more in ({"attempt": 9}, {"attempt": 10, "last_attempt": True}):
         with pytest.raises(ValueError) as caught:  # noqa: PT011
-            shop.app.perform("orders", {**params("orders", entry), **more})
+            shop.app.perform("orders", {**shop.app.handling("orders").params(entry), **more})
 
     where = {"topic": "orders", "partition": 0, "offset": 7, "group": "shop_orders", "error": caught.value}
     assert [event for event, _ in told] == ["performed", "failed"] * 2

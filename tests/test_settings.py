@@ -78,6 +78,8 @@ OPTIONS: list[tuple[str, Any, str | None, Any]] = [
     ("dead_letter", "dead", "dead", "dead"),
     ("queue", "shop", "shop", "shop"),
     ("job_size", 7, "7", 7),
+    ("job_seconds", 0.5, "0.5", 0.5),
+    ("max_backlog", 7, "7", 7),
     ("job_timeout", 12.5, "12.5", 12.5),
     ("shutdown_timeout", 12, "12", 12.0),
     ("health", 8080, "8080", ":8080"),
@@ -160,7 +162,8 @@ def test_what_is_not_said_has_its_default() -> None:
     assert settings.kafka == Kafka(hosts=("127.0.0.1:9092",))
     assert (settings.kafka.ssl, settings.connection_pool) == (Ssl(), ConnectionPool(size=1, timeout=5.0))
     assert (settings.redis, settings.inline, settings.dead_letter, settings.retry) == (None, False, None, Retry())
-    assert (settings.job_size, settings.job_timeout, settings.shutdown_timeout) == (100, 180.0, 30.0)
+    assert (settings.job_size, settings.job_seconds, settings.max_backlog) == (2000, 0.1, 100_000)
+    assert (settings.job_timeout, settings.shutdown_timeout) == (180.0, 30.0)
 
 
 def test_settings_do_not_change() -> None:
@@ -256,6 +259,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("dead_letter", "a b", "'a b' cannot be the name of a topic"),
     ("queue", " ", "expected a text that is not empty"),
     ("job_size", 0, "expected a whole number of at least 1, got 0"),
+    ("job_seconds", 0, "expected a number of seconds above 0, got 0"),
+    ("max_backlog", 0, "expected a whole number of at least 1, got 0"),
     ("job_size", 1.5, "expected a whole number of at least 1, got 1.5"),
     ("job_size", True, "expected a whole number of at least 1, got True"),
     ("job_size", "many", "expected a whole number of at least 1, got 'many'"),

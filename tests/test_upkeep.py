@@ -18,7 +18,7 @@ from rq.scheduler import RQScheduler
 from servers import RedisServer, WaitFor
 
 from flowkit import upkeep as module
-from flowkit.jobs import PERFORM, RUNS, Envelope, queues_key
+from flowkit.queues import PERFORM, RUNS, Envelope, queues_key
 from flowkit.upkeep import Upkeep
 
 

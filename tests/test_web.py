@@ -27,11 +27,13 @@ from redis.retry import Retry
 from rq import Queue
 from rq.results import Result
 from servers import RedisServer, WaitFor
+from support import an_entry, put_jobs
 
 from flowkit import Flowkit
 from flowkit.clients.kafka_admin import Lag
 from flowkit.errors import BrokerUnavailable, RedisUnavailable
-from flowkit.jobs import Envelope, OwnJob, make_job
+from flowkit.jobs import OwnJob
+from flowkit.queues import Envelope
 from flowkit.web.failed import Gone, delete, error_of, failed_job, failed_jobs, retry
 from flowkit.web.pages import Access, ago, make_pages, number
 from flowkit.web.recent import Recent
@@ -57,8 +59,9 @@ def put_failed(
 ) -> str:
     """A job as the consumer makes it and RQ gives it up."""
     queue = Queue("default", connection=redis, serializer=Envelope)
-    entries = [[2, offset + number, 1_700_000_000_000, 0.0, None, [], "{}"] for number in range(count)]
-    job = make_job(queue, "shop:app", app.handling("orders"), entries)
+    (job_id,) = put_jobs(redis, app, "orders", [an_entry("orders", offset + number, 2) for number in range(count)])
+    job = OwnJob.fetch(job_id, connection=redis, serializer=Envelope)
+    queue.remove(job_id)
     job.meta = meta
     job.save()
     Result.create_failure(job, ttl=-1, exc_string=error)

@@ -201,7 +201,7 @@ class _Looks:
         """Raises ``BrokerUnavailable`` or ``RedisUnavailable``; the next look then connects anew."""
         from ..backlog import backlog
         from ..clients.kafka_admin import Cluster
-        from ..jobs import connect, route_queues
+        from ..queues import connect, route_queues
         from ..topics import groups
 
         try:

@@ -89,6 +89,10 @@ def worker(
     processes: Annotated[
         int, typer.Option("--processes", "-n", metavar="COUNT", help="Processes for each queue.", min=1)
     ] = 1,
+    max_jobs: Annotated[
+        int | None,
+        typer.Option(metavar="COUNT", help="Jobs after which a process makes room for a new one.", min=1),
+    ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
     log_level: LogLevel = None,
     daemon: AsDaemon = False,
@@ -98,15 +102,17 @@ def worker(
     """Work on the queues: run the handlers of queued messages.
 
     Does what `rq worker` does, with the application imported once. Several queues are several processes, so that no job is
-    lost when one is killed; --processes gives each queue more of them. One that ends is started again.
+    lost when one is killed; --processes gives each queue more of them. One that ends is started again. Where handlers leave
+    more and more memory behind, --max-jobs gives it back; with --burst too, a process ends after so many, for good.
 
     \b
     Examples:
       flowkit worker shop:app
       flowkit worker shop:app --processes 4
       flowkit worker shop:app --queues default,express
+      flowkit worker shop:app --max-jobs 10000
     """
-    from ..jobs import route_queues
+    from ..queues import route_queues
     from ..workers import Workers
 
     with _maybe_daemon("worker", daemon, pid, log) as ready:
@@ -119,7 +125,7 @@ def worker(
             )
         _note_near_names(names or [], route_queues(application))
         logger.info("working on %s", ", ".join(names or route_queues(application)))
-        code = Workers(application, names, burst=burst, processes=processes, on_ready=ready).run()
+        code = Workers(application, names, burst=burst, processes=processes, max_jobs=max_jobs, on_ready=ready).run()
         if code:
             raise typer.Exit(code)
 

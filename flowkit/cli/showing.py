@@ -127,7 +127,7 @@ def info(app: App = None, as_json: AsJson = False) -> None:
       flowkit info shop:app
       flowkit info shop:app --json
     """
-    from ..jobs import route_queues
+    from ..queues import route_queues
 
     application = load(app)
     packages = ("flowkit-kafka", "kafka-python", "rq", "redis", "typer", "orjson")
@@ -184,7 +184,7 @@ def _topic_state(need: Need) -> str:
 def _redis_state(app: Flowkit) -> str:
     if not app.settings.redis:
         return "not set; only queued routes need it"
-    from ..jobs import connect, redis_errors
+    from ..queues import connect, redis_errors
 
     try:
         with redis_errors():

@@ -53,7 +53,7 @@ def web(
         )
     if not user or ":" in user:
         raise ConfigurationError(f"--user is a name without a colon, not {user!r}")
-    from ..jobs import route_queues
+    from ..queues import route_queues
 
     try:
         from ..web.pages import Access, make_pages

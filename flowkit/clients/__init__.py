@@ -70,6 +70,9 @@ class ProducerClient(Protocol):
     def flush(self, timeout: float) -> None:
         """Waits until every started delivery has ended, well or badly, or ``timeout`` seconds have passed."""
 
+    def ended(self, delivery: Any) -> bool:
+        """Whether a delivery has ended by now, well or badly."""
+
     def outcome(self, delivery: Any) -> DeliveryError | None:
         """None where the broker has confirmed; else why not."""
 

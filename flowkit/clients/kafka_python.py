@@ -178,6 +178,9 @@ class Producer:
                 time.sleep(0.005)
         logger.warning("Kafka did not confirm every message within %g s", timeout)
 
+    def ended(self, delivery: Any) -> bool:
+        return bool(delivery.is_done)
+
     def outcome(self, delivery: Any) -> DeliveryError | None:
         # flush() returns None even when a delivery failed, so each one is looked at
         if not delivery.is_done:

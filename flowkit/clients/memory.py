@@ -170,6 +170,9 @@ class Producer:
     def flush(self, timeout: float) -> None:
         pass
 
+    def ended(self, delivery: Any) -> bool:  # noqa: ARG002
+        return True
+
     def outcome(self, delivery: Any) -> DeliveryError | None:
         if delivery is None or isinstance(delivery, DeliveryError):
             return delivery

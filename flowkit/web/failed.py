@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
 import redis
 from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.registry import FailedJobRegistry
 from rq.results import Result
 
-from ..jobs import Envelope, OwnJob, redis_errors
+from ..jobs import OwnJob
+from ..queues import Envelope, Parcel, redis_errors
 
 LONGEST = 20_000
 """Characters of an error that are shown: its end, where a traceback has the error itself."""
@@ -141,11 +141,10 @@ def _read(
     """None for what is no job of flowkit's, whatever else it may be."""
     try:
         called: Any = Envelope.loads(_unpacked(fields[b"data"]))
-        data = orjson.loads(called[2][0])
-        app, topic, entries = str(data["app"]), str(data["topic"]), data["messages"]
+        app, topic, attempt, entries = Parcel.of(called[2])
         meta = Envelope.loads(fields[b"meta"]) if fields.get(b"meta") else {}
-        attempt = int(meta.get("attempt", data["attempt"]))
-        first, last = [f"[{int(entry[0])}]@{int(entry[1])}" for entry in (entries[0], entries[-1])]
+        attempt = int(meta.get("attempt", attempt))
+        first, last = [f"[{entry[1]}]@{entry[2]}" for entry in (entries[0], entries[-1])]
         ended = fields.get(b"ended_at", b"").decode()
         ended_at = datetime.fromisoformat(ended).astimezone(UTC) if ended else None
         trace = _trace(connection, job_id, results)

@@ -24,7 +24,7 @@ from ..backlog import Backlog, backlog, queue_names
 from ..clients.kafka_admin import Lag, lag
 from ..errors import FlowkitError
 from ..flowmap import leads_to, svg
-from ..jobs import connect
+from ..queues import connect
 from ..topics import groups
 from .failed import FailedJob, FailedJobs, Gone, delete, failed_job, failed_jobs, retry
 from .recent import Answer, Recent

@@ -11,7 +11,8 @@ import redis
 from rq import Worker
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution
 
-from ..jobs import OwnJob, redis_errors
+from ..jobs import OwnJob
+from ..queues import redis_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from quick import app as app
 
-from flowkit.intake import JobQueue
+from flowkit.jobqueue import JobQueue
 
 enqueue = JobQueue.enqueue
 

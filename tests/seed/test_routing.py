@@ -128,7 +128,7 @@ def test_an_interchanger_carries_the_messages_of_its_route_through_redis(
     handling = flowkit_client.app.handling("videos.details")
     value = b'{"title":"M"}'
     entry = handling.entry(make_record(value), 0.0, value)
-    assert entry[-1] == base64.b64encode(value).decode()
+    assert base64.b64encode(value).decode() in entry
     assert handling.record(entry).value == value
     flowkit_client.send_raw("videos.details", value)
     assert capsys.readouterr().out == "details of M\n"

@@ -1,0 +1,340 @@
+"""Jobs as RQ and Redis hold them: how one is made and written, which queues there are, and a connection to Redis.
+
+The job that RQ runs is always ``flowkit.jobs.perform``. What it is given is made of texts, bytes and numbers: data, never code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import pickle
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import redis
+from rq import Queue, Retry
+from rq.job import Job, JobStatus
+from rq.registry import ScheduledJobRegistry
+from rq.utils import utcformat
+
+from .dispatch import Entry, Handling
+from .errors import QueueError, RedisUnavailable
+
+if TYPE_CHECKING:
+    from .app import Flowkit
+
+logger = logging.getLogger(__name__)
+
+PERFORM = "flowkit.jobs.perform"
+RUNS = Retry(max=10, interval=[1, 2, 4, 8, 15, 30, 60, 60, 60, 60])
+"""RQ's retries of each job, for what is no failed attempt of a message: its worker was killed, or its application could not be
+imported. Attempts are counted apart from them, in the job's ``meta``, and begin these retries anew.
+"""
+
+RESULT_TTL = 60
+"""Seconds that RQ keeps a finished job."""
+
+MOST_BYTES = 1024 * 1024
+"""Bytes of one job above which its messages are divided, as long as it has more than one."""
+
+BACK, FRONT = "", "front"
+"""The ends of a queue where a job may be put."""
+
+
+# Redis.
+
+
+def connect(settings: str | Mapping[str, Any]) -> redis.Redis:
+    """A Redis client whose every wait is bounded; nothing is sent until it is used."""
+    options: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 15}
+    if isinstance(settings, str):
+        return redis.Redis.from_url(settings, **options)
+    options |= settings
+    url = options.pop("url", None)
+    return redis.Redis.from_url(url, **options) if url else redis.Redis(**options)
+
+
+@contextlib.contextmanager
+def redis_errors() -> Iterator[None]:
+    """Turns redis-py's errors into ``RedisUnavailable``, with the next step."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise RedisUnavailable(
+            f"Redis does not answer: {str(error).rstrip('.')}; is it running, and is the redis setting right?"
+            " (`flowkit dev` starts one for development)"
+        ) from error
+    except redis.RedisError as error:
+        raise RedisUnavailable(f"Redis refuses: {error}") from error
+
+
+def queues_key(application: str) -> str:
+    """The Redis set of the queues that an application has put jobs into, so that they are worked on and looked after."""
+    return f"flowkit:queues:{application}"
+
+
+def paces_key(application: str) -> str:
+    """The Redis hash of what handlers were measured to take: topic to ``seconds messages``, both sums that fade."""
+    return f"flowkit:paces:{application}"
+
+
+def route_queues(app: Flowkit) -> list[str]:
+    """The queues that the routes name."""
+    return sorted({h.queue for h in app.handlings.values() if not h.inline and h.worker is None})
+
+
+def known_queues(connection: redis.Redis, application: str) -> set[str]:
+    """The names of the queues that an application has put jobs into."""
+    with redis_errors():
+        keys: Any = connection.smembers(queues_key(application))
+    return {key.decode().removeprefix(Queue.redis_queue_namespace_prefix) for key in keys}
+
+
+# What a job holds.
+
+
+class Envelope:
+    """RQ's job data as a plain ``rq worker`` reads it, which is pickle, but made of texts, bytes and numbers only.
+
+    Reading it here refuses everything else, so a worker of flowkit never runs what somebody wrote into Redis.
+    """
+
+    class _DataOnly(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            raise QueueError(f"a job asks for {module}.{name}; flowkit's jobs hold data only")
+
+    @staticmethod
+    def dumps(value: Any) -> bytes:
+        return pickle.dumps(value, protocol=4)
+
+    @classmethod
+    def loads(cls, data: bytes) -> Any:
+        value = cls._DataOnly(io.BytesIO(data)).load()
+        if value is None or isinstance(value, dict) or _is_call(value):  # a result, a job's meta, or its data
+            return value
+        asked = value[0] if isinstance(value, tuple) and value else type(value)
+        raise QueueError(f"a job asks for {str(asked)[:120]}; flowkit's jobs call {PERFORM} and nothing else")
+
+
+def _is_call(value: object) -> bool:
+    if not (isinstance(value, tuple) and len(value) == 4 and isinstance(value[2], tuple)):
+        return False
+    function, instance, args, kwargs = value
+    return (function, instance, kwargs) == (PERFORM, None, {}) and [type(arg) for arg in args] == [
+        str,
+        str,
+        int,
+        list,
+    ]
+
+
+class Parcel(NamedTuple):
+    """What one job holds: messages of one topic, their application's reference, and the number of their next attempt."""
+
+    reference: str
+    topic: str
+    attempt: int
+    entries: list[Entry]
+
+    @classmethod
+    def of(cls, args: Sequence[Any]) -> Parcel:
+        """The arguments of ``perform``. Raises ``QueueError`` for those of a job that flowkit did not write."""
+        try:
+            reference, topic, attempt, entries = args
+            sound = isinstance(reference, str) and isinstance(attempt, int) and isinstance(entries, list) and entries
+            for entry in entries if sound else ():
+                named, partition, offset, _, _, _, _, _ = entry
+                if named != topic or type(partition) is not int or type(offset) is not int:
+                    sound = False
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise QueueError(f"this job is not one of flowkit's: {str(args)[:120]}")
+        return cls(reference, topic, attempt, entries)
+
+
+class Made(NamedTuple):
+    """A job that is not yet stored. ``place``: ``BACK``, ``FRONT``, or the Unix time from which on it is due, as text."""
+
+    id: str
+    queue: str
+    place: str
+    description: str
+    timeout: int
+    args: tuple[str, str, int, list[Entry]]
+    data: bytes
+
+    @property
+    def messages(self) -> int:
+        return len(self.args[3])
+
+
+def make_jobs(
+    reference: str,
+    handling: Handling,
+    queue: str,
+    entries: list[Entry],
+    *,
+    size: int,
+    attempt: int = 1,
+    place: str = BACK,
+) -> list[Made]:
+    """Jobs of ``size`` messages at most, and of ``MOST_BYTES`` unless one message alone is larger, in order."""
+    jobs: list[Made] = []
+    waiting = [entries[start : start + size] for start in range(0, len(entries), size)]
+    waiting.reverse()
+    while waiting:
+        part = waiting.pop()
+        args = (reference, handling.topic, attempt, part)
+        data = Envelope.dumps((PERFORM, None, args, {}))
+        if len(data) > MOST_BYTES and len(part) > 1:
+            middle = len(part) // 2
+            waiting += [part[middle:], part[:middle]]
+            continue
+        name, description = _named(handling.topic, part)
+        timeout = handling.job_timeout if len(part) == 1 else handling.job_timeout + handling.longest_job
+        jobs.append(Made(name, queue, place, description, max(1, round(timeout)), args, data))
+    return jobs
+
+
+def _named(topic: str, entries: list[Entry]) -> tuple[str, str]:
+    """The id and the description of a job, which say what is in it."""
+    first, last = entries[0], entries[-1]
+    what = f"{topic}[{first[1]}]@{first[2]}"
+    if len(entries) > 1:
+        what += f" to [{last[1]}]@{last[2]}, {len(entries)} messages"
+    name = f"{topic}-{first[1]}-{first[2]}".replace("_", "__").replace(".", "_d")  # RQ refuses the dot
+    return f"{name}-{len(entries)}-{secrets.token_hex(4)}", what
+
+
+# How a job is written. Many go to Redis in one call of a script, together with what must move with them.
+
+STORE = """
+-- The jobs in ARGV from at on: a block of fields that they share, then ten arguments each. KEYS[1], KEYS[2]: sets of queues.
+local function store(at)
+  local shared = tonumber(ARGV[at])
+  local common = {unpack(ARGV, at + 1, at + shared)}
+  at = at + shared + 1
+  while at <= #ARGV do
+    local key, list, id, place = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    redis.call('HSET', key, 'origin', ARGV[at + 4], 'status', ARGV[at + 5], 'timeout', ARGV[at + 6],
+      'description', ARGV[at + 7], 'data', ARGV[at + 8], unpack(common))
+    if place == '' then redis.call('RPUSH', list, id)
+    elseif place == 'front' then redis.call('LPUSH', list, id)
+    else redis.call('ZADD', list, place, id) end
+    local queue = ARGV[at + 9]
+    redis.call('SADD', KEYS[1], queue)
+    redis.call('SADD', KEYS[2], queue)
+    at = at + 10
+  end
+end
+"""
+"""Lua that writes jobs, for scripts that move something else with them."""
+
+OWN_FIELDS = frozenset({"origin", "status", "timeout", "description", "data", "created_at", "enqueued_at"})
+"""The fields of a job's hash that differ from job to job; the others are as RQ writes them, whatever they are."""
+
+
+class Writer:
+    """Writes the jobs of one application into Redis as RQ itself would."""
+
+    def __init__(self, connection: redis.Redis, application: str) -> None:
+        self.connection = connection
+        self.application = application
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that ``STORE`` is given first."""
+        return [Queue.redis_queues_keys, queues_key(self.application)]
+
+    @functools.cached_property
+    def shared(self) -> list[Any] | None:
+        """The fields that all jobs have alike, as RQ writes them; None where it writes jobs in a way unknown to flowkit."""
+        with redis_errors():
+            try:
+                return _shared_fields(self.connection)
+            except (AttributeError, TypeError, ValueError, KeyError) as error:
+                logger.warning(
+                    "this version of RQ stores jobs in another way than flowkit knows (%r): they are queued through RQ's own"
+                    " functions, which is slower. Nothing else changes; a newer flowkit may know it.",
+                    error,
+                )
+                return None
+
+    def arguments(self, jobs: Iterable[Made]) -> list[Any]:
+        """The jobs as ``STORE`` takes them."""
+        assert self.shared is not None
+        now = utcformat(datetime.now(UTC))
+        arguments: list[Any] = [len(self.shared) + 4, "created_at", now, "enqueued_at", now, *self.shared]
+        for job in jobs:
+            queue = Queue(job.queue, connection=self.connection)
+            later = job.place not in (BACK, FRONT)
+            arguments += (
+                Job.key_for(job.id),
+                ScheduledJobRegistry(job.queue, connection=self.connection).key if later else queue.key,
+                job.id,
+                job.place,
+                job.queue,
+                (JobStatus.SCHEDULED if later else JobStatus.QUEUED).value,
+                job.timeout,
+                job.description,
+                job.data,
+                queue.key,
+            )
+        return arguments
+
+    def by_rq(self, pipe: Any, jobs: Iterable[Made]) -> None:
+        """The same through RQ's own functions, as commands of a transaction."""
+        many: dict[str, list[Any]] = {}
+        for job in jobs:
+            queue = Queue(job.queue, connection=self.connection, serializer=Envelope)
+            options: dict[str, Any] = {
+                "args": job.args,
+                "job_id": job.id,
+                "description": job.description,
+                "timeout": job.timeout,
+                "result_ttl": RESULT_TTL,
+                "retry": RUNS,
+            }
+            if job.place in (BACK, FRONT):
+                many.setdefault(job.queue, []).append(
+                    Queue.prepare_data(PERFORM, at_front=job.place == FRONT, **options)
+                )
+            else:
+                due = datetime.fromtimestamp(float(job.place), UTC)
+                queue.schedule_job(queue.create_job(PERFORM, **options), due, pipeline=pipe)
+            pipe.sadd(queues_key(self.application), queue.key)
+        for name, data in many.items():
+            Queue(name, connection=self.connection, serializer=Envelope).enqueue_many(data, pipeline=pipe)
+
+
+def _shared_fields(connection: redis.Redis) -> list[Any]:
+    """Makes a job with RQ, and sees that RQ reads the same out of the fields that flowkit would write."""
+    queue = Queue("probe", connection=connection, serializer=Envelope)
+    args: tuple[Any, ...] = ("app", "topic", 1, [])
+    job = queue.create_job(
+        PERFORM, args=args, job_id="probe", description="what", timeout=7, result_ttl=RESULT_TTL, retry=RUNS
+    )
+    queue._prepare_for_queue(job)
+    fields = {name: getattr(value, "value", value) for name, value in job.to_dict().items()}
+    fields["data"] = job.data  # RQ reads it uncompressed too, and packing would cost more than the rest
+    read = Job("probe", connection=connection, serializer=Envelope)
+    read.restore({name.encode(): _as_redis_gives(value) for name, value in fields.items()})
+    for name in ("func_name", "args", "origin", "description", "timeout", "result_ttl", "retries_left"):
+        if getattr(read, name) != getattr(job, name):
+            raise ValueError(f"{name} comes back as {getattr(read, name)!r}")
+    if read.retry_intervals != RUNS.intervals or read.get_status(refresh=False) != JobStatus.QUEUED:
+        raise ValueError(
+            f"retries come back as {read.retry_intervals}, the status as {read.get_status(refresh=False)}"
+        )
+    if missing := OWN_FIELDS - fields.keys():
+        raise KeyError(f"no {', '.join(sorted(missing))}")
+    return [part for name, value in fields.items() if name not in OWN_FIELDS for part in (name, value)]
+
+
+def _as_redis_gives(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
