@@ -345,7 +345,11 @@ class Flowkit:
         self._settings = self._connected_settings(needs_redis=True)
         return self._settings
 
-    def _connected_settings(self, needs_redis: bool | Callable[[Settings], bool] = False) -> Settings:
+    def _connected_settings(
+        self, needs_redis: bool | Callable[[Settings], bool] = False, *, check_client: bool = True
+    ) -> Settings:
+        if not check_client:
+            return Settings.load(self._given, os.environ, needs_redis=needs_redis)
         from .clients.kafka_options import option_mistakes
 
         return Settings.load(self._given, os.environ, needs_redis=needs_redis, check=option_mistakes)
@@ -423,10 +427,11 @@ class Flowkit:
 
     # Running.
 
-    def start(self, *, connected: bool = True) -> None:
+    def start(self, *, connected: bool = True, check_client: bool = True) -> None:
         """Makes this process ready to handle messages: settings, routes, configurators, ``on_startup``. Once a process.
 
         Raises ``SettingsError`` or ``ConfigurationError``. ``connected=False`` is for tests: Kafka and Redis are not asked for.
+        ``check_client=False`` leaves the options of the Kafka client unchecked until there is one, which is not imported then.
         """
         with self._lock:
             if self._started_in == os.getpid():
@@ -434,7 +439,7 @@ class Flowkit:
             if connected:
                 for sentence in unknown_variables(os.environ):
                     logger_of(self.settings).warning(sentence)
-                self._settings = self._connected_settings(self._queues)
+                self._settings = self._connected_settings(self._queues, check_client=check_client)
             self.handlings  # noqa: B018
             for function in self._configurators:
                 takes = len(inspect.signature(function).parameters)

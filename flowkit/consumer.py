@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 POLL_TIMEOUT = 0.5
 """Seconds a poll waits for a message, and so the longest a stop waits for an idle loop."""
 
+MOST_HANDLED, MOST_QUEUED = 500, 5_000
+"""Messages of one poll where some are handled here, and where all go to queues: the more in a job, the less each costs."""
+
 RECONNECT = Retry(first=0.5, cap=15.0)
 """Waits between attempts to reach brokers or Redis."""
 
@@ -110,6 +113,8 @@ class Consumer:
         self.since_commit = 0
         self._reconnects = 0
         self.queueing = self._make_queueing(job_queue)
+        only_queues = not any(handling.inline for handling in handlings.values())
+        self._most = settings.kafka.max_poll_records or (MOST_QUEUED if only_queues else MOST_HANDLED)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
         if all(handling.inline for handling in self.handlings.values()):
@@ -145,7 +150,7 @@ class Consumer:
         """One poll and all that follows from it."""
         self.turned_at = time.monotonic()
         client = self.client
-        batch = client.poll(self._poll_timeout())
+        batch = client.poll(self._poll_timeout(), self._most)
         self.received = time.time()
         self.poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
         self.joined = client.joined()

@@ -92,14 +92,18 @@ def perform(*args: Any) -> None:
     """What RQ runs: the messages of one job. Raises what a message alone in its job failed with, so that RQ retries it."""
     parcel = Parcel.of(args)
     app = _application(parcel.reference)
-    app.start()
+    app.start(check_client=False)  # the consumer has; for most jobs of a plain worker it would cost more than all the rest
     handling = app.handling(parcel.topic)
     job = get_current_job()
     alarm = Alarm(Until())
     if OwnWorker.application is not None:
         OwnWorker.until = alarm.until
     with alarm.taken(handling.job_timeout):
-        if len(parcel.entries) == 1:
+        if parcel.shard is not None:
+            from .ordered import work_on
+
+            work_on(app, handling, parcel.shard, job, alarm)
+        elif len(parcel.entries) == 1:
             _perform_one(app, handling, parcel, job, alarm)
         elif job is None:
             raise QueueError("a job of many messages can put its failed ones back only when RQ runs it")
@@ -145,7 +149,7 @@ def _perform_one(app: Flowkit, handling: Handling, parcel: Parcel, job: Job | No
     rest = settle_failures(app, handling, failures, attempt, alarm, alone=True)
     for failure in rest:
         delay = None if job is None else _tell_rq(job, handling, attempt, failure.error)
-        _tell_end(app, handling, failure, attempt, delay)
+        tell_end(app, handling, failure, attempt, delay)
         OwnWorker.told = failure.error
         raise failure.error
 
@@ -159,13 +163,13 @@ def _tell_rq(job: Job, handling: Handling, attempt: int, error: Exception) -> in
         job.retries_left = 0
         return None
     delay = max(1, round(handling.retry.delay(attempt)))
-    job.meta["attempt"] = _next_attempt(attempt, error)
+    job.meta["attempt"] = next_attempt(attempt, error)
     job.retries_left = RUNS.max + 1  # of which RQ takes one
     job.retry_intervals = [delay]
     return delay
 
 
-def _next_attempt(attempt: int, error: Exception) -> int:
+def next_attempt(attempt: int, error: Exception) -> int:
     return attempt if is_passing(error) else attempt + 1
 
 
@@ -194,7 +198,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
         waits = [handling.retry.delay(attempt) for _ in rest]
         for failure, wait_for in zip(rest, waits, strict=True):
             due = str(time.time() + wait_for)
-            jobs += _alone(app, handling, job.origin, failure.entry, _next_attempt(attempt, failure.error), due)
+            jobs += _alone(app, handling, job.origin, failure.entry, next_attempt(attempt, failure.error), due)
         if end:
             if messages.at < len(entries):
                 jobs += _rest(app, handling, job.origin, parcel, messages)
@@ -202,7 +206,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
         elif jobs or messages.settled > progress.done:
             progress.note(messages.settled, jobs)
         for failure, wait_for in zip(rest, waits, strict=True):
-            _tell_end(app, handling, failure, attempt, wait_for)
+            tell_end(app, handling, failure, attempt, wait_for)
 
     try:
         killed = RUNS.max - (RUNS.max if job.retries_left is None else job.retries_left)
@@ -217,7 +221,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
                     note(wait=bool(killed))
             note(wait=True, end=True)
     except JobTaken as error:
-        _leave(job, error)
+        leave(job, error)
     app.events.notice("performed", topic=handling.topic, count=messages.begun, failed=failed)
 
 
@@ -238,7 +242,7 @@ def _rest(app: Flowkit, handling: Handling, queue: str, parcel: Parcel, messages
     return jobs[::-1]  # each is put before the others
 
 
-def _leave(job: Job, error: JobTaken) -> None:
+def leave(job: Job, error: JobTaken) -> None:
     """Ends this process without a word to RQ, which would otherwise decide about a job that is somebody else's."""
     logger.error("job %s: %s; this process ends", job.id, error)
     logging.shutdown()
@@ -273,8 +277,11 @@ class Messages:
         alarm: Alarm,
         first: int = 0,
         call: Run | None = None,
+        *,
+        ordered: bool = False,
     ) -> None:
         self.handling = handling
+        self.ordered = ordered
         self.producer = app.producer
         self.events = app.events
         self.entries = [PlainRecord._make(entry) for entry in entries]
@@ -287,7 +294,9 @@ class Messages:
         self._failed: dict[int, Failure] = {}
 
     def handle(self, count: int | None = None, *, seconds: float | None = None) -> None:
-        """Handles ``count`` messages (all if not given), but begins none after so many ``seconds``."""
+        """Handles ``count`` messages (all if not given), but begins none after so many ``seconds``, and where they are
+        ``ordered`` none after one that failed.
+        """
         began = time.monotonic()
         until = self.alarm.until
         until.at = float("inf") if seconds is None else began + seconds
@@ -308,6 +317,8 @@ class Messages:
             if error is not None:
                 self._fail(self.at, error)
                 self.at += 1
+                if self.ordered:
+                    break
             elif self.at < end:
                 break
         self.seconds += time.monotonic() - began
@@ -316,6 +327,11 @@ class Messages:
     def begun(self) -> int:
         """How many were handled."""
         return self.at - self.first
+
+    @property
+    def failing(self) -> bool:
+        """Whether there are failures that were not yet ``due``."""
+        return bool(self._failed)
 
     def skip(self) -> None:
         """Passes over the next message, which goes on elsewhere."""
@@ -462,7 +478,7 @@ def _settle_submitted(app: Flowkit, alarm: Alarm) -> None:
         app.producer.settle()
 
 
-def _tell_end(app: Flowkit, handling: Handling, failure: Failure, attempt: int, delay: float | None) -> None:
+def tell_end(app: Flowkit, handling: Handling, failure: Failure, attempt: int, delay: float | None) -> None:
     """Tells the monitor how a failed message goes on: again after ``delay`` seconds, or not (None)."""
     if failure.record is None:
         return
@@ -470,4 +486,4 @@ def _tell_end(app: Flowkit, handling: Handling, failure: Failure, attempt: int, 
     if delay is None:
         app.events.notice("dead", **details, attempt=attempt, dead_letter=None)
     else:
-        app.events.notice("retried", **details, attempt=_next_attempt(attempt, failure.error), delay=delay)
+        app.events.notice("retried", **details, attempt=next_attempt(attempt, failure.error), delay=delay)

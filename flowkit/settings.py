@@ -186,7 +186,9 @@ class Kafka:
     offset_commit_interval: float = option(seconds, 0.2, help="seconds between offset commits")
     offset_commit_threshold: int = option(whole(0), 0, help="messages between offset commits; 0: by time only")
     max_poll_interval: float = option(seconds, 300.0, help="seconds a consumer may go without polling")
-    max_poll_records: int = option(whole(1), 500, help="messages taken from the client at a time")
+    max_poll_records: int | None = option(
+        whole(1), help="messages taken from the client at a time; 500 if not given, 5,000 by groups that only queue"
+    )
     security_protocol: str | None = option(text, help="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
     sasl_mechanism: str | None = option(text, help="how to log in: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, ...")
     sasl_plain_username: str | None = option(text, help="user to log in as, with PLAIN and SCRAM")
@@ -229,10 +231,13 @@ class Settings:
     retry: Retry = option(retry, Retry(), help="how failed messages are tried again")
     dead_letter: str | None = option(topic_or_none, help="topic for messages that failed every attempt")
     queue: str = option(text, "default", help="RQ queue of routes that name none")
-    job_size: int = option(whole(1), 2000, help="most messages packed into one RQ job")
+    job_size: int = option(whole(1), 5000, help="most messages packed into one RQ job")
     job_seconds: float = option(seconds, 0.1, help="seconds of work that are to be in one RQ job")
     max_backlog: int = option(
         whole(1), 100_000, help="messages in a queue above which its topics wait, until it is half as many"
+    )
+    redis_durability: str = option(
+        one_of("memory", "wait"), "memory", help="wait: commit only what is on Redis' disk or on a replica"
     )
     job_timeout: float = option(seconds, 180.0, help="seconds one message may take in a worker")
     shutdown_timeout: float = option(seconds, 30.0, help="seconds a clean stop may take")

@@ -847,7 +847,7 @@ def test_a_broken_client_is_replaced_and_nothing_is_lost(clock: Clock) -> None:
     loop.turn()
     broken = loop.client
 
-    def poll(timeout: float) -> Any:
+    def poll(timeout: float, most: int) -> Any:
         loop.put("a", 3)
         raise RuntimeError("CRC check failed")
 

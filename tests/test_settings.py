@@ -162,7 +162,7 @@ def test_what_is_not_said_has_its_default() -> None:
     assert settings.kafka == Kafka(hosts=("127.0.0.1:9092",))
     assert (settings.kafka.ssl, settings.connection_pool) == (Ssl(), ConnectionPool(size=1, timeout=5.0))
     assert (settings.redis, settings.inline, settings.dead_letter, settings.retry) == (None, False, None, Retry())
-    assert (settings.job_size, settings.job_seconds, settings.max_backlog) == (2000, 0.1, 100_000)
+    assert (settings.job_size, settings.job_seconds, settings.max_backlog) == (5000, 0.1, 100_000)
     assert (settings.job_timeout, settings.shutdown_timeout) == (180.0, 30.0)
 
 

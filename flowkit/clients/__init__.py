@@ -36,8 +36,8 @@ class Rebalance(Protocol):
 class ConsumerClient(Protocol):
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None: ...
 
-    def poll(self, timeout: float) -> Mapping[Partition, Sequence[Record]]:
-        """The next records per partition, in order; waits for the first up to ``timeout`` seconds."""
+    def poll(self, timeout: float, most: int = 500) -> Mapping[Partition, Sequence[Record]]:
+        """The next records per partition, in order, ``most`` in all; waits for the first up to ``timeout`` seconds."""
 
     def joined(self) -> bool:
         """Whether this is a member of its group and knows its partitions, of which there may be none."""

@@ -76,7 +76,6 @@ class Consumer:
             session_timeout_ms=_ms(kafka.session_timeout),
             heartbeat_interval_ms=_ms(kafka.heartbeat_interval),
             max_poll_interval_ms=_ms(kafka.max_poll_interval),
-            max_poll_records=kafka.max_poll_records,
         )
         self._door = Door()
         self._consumer = open_client(KafkaConsumer, settings, options, self._door)
@@ -85,9 +84,9 @@ class Consumer:
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
         self._consumer.subscribe(list(topics), listener=_Listener(self._consumer, rebalance))
 
-    def poll(self, timeout: float) -> Mapping[Partition, Sequence[Record]]:
+    def poll(self, timeout: float, most: int = 500) -> Mapping[Partition, Sequence[Record]]:
         try:
-            records: Mapping[Partition, Sequence[Record]] = self._poll(timeout_ms=_ms(timeout))
+            records: Mapping[Partition, Sequence[Record]] = self._poll(timeout_ms=_ms(timeout), max_records=most)
         except (kafka_errors.KafkaConnectionError, *FORBIDDEN) as error:
             raise self._door.explained(error) from error
         return records

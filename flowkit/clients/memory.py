@@ -63,8 +63,8 @@ class Broker:
         with self._changed:
             self._changed.wait(timeout)
 
-    def consumer(self, settings: Settings, group: str) -> Consumer:
-        return Consumer(self, group, settings.kafka.max_poll_records)
+    def consumer(self, settings: Settings, group: str) -> Consumer:  # noqa: ARG002
+        return Consumer(self, group)
 
     def producer(self, settings: Settings) -> Producer:  # noqa: ARG002
         return Producer(self)
@@ -73,10 +73,9 @@ class Broker:
 class Consumer:
     """A ``ConsumerClient`` that owns every partition of its topics: one member a group."""
 
-    def __init__(self, broker: Broker, group: str, max_records: int) -> None:
+    def __init__(self, broker: Broker, group: str) -> None:
         self.broker = broker
         self.group = group
-        self.max_records = max_records
         self.positions: dict[Partition, int] = {}
         self.paused: set[Partition] = set()
         self.closed = False
@@ -86,13 +85,13 @@ class Consumer:
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
         self._topics, self._rebalance = topics, rebalance
 
-    def poll(self, timeout: float) -> Mapping[Partition, Sequence[Record]]:
+    def poll(self, timeout: float, most: int = 500) -> Mapping[Partition, Sequence[Record]]:
         self._assign()
-        batch = self._fetch()
+        batch = self._fetch(most)
         if not batch and timeout > 0:
             self.broker.wait(timeout)
             self._assign()
-            batch = self._fetch()
+            batch = self._fetch(most)
         return batch
 
     def joined(self) -> bool:
@@ -111,8 +110,7 @@ class Consumer:
             self.positions.update({partition: committed.get(partition, 0) for partition in new})
             self._rebalance.assigned(new)
 
-    def _fetch(self) -> dict[Partition, Sequence[Record]]:
-        left = self.max_records
+    def _fetch(self, left: int) -> dict[Partition, Sequence[Record]]:
         batch: dict[Partition, Sequence[Record]] = {}
         for partition, position in self.positions.items():
             log = self.broker.topics[partition.topic][partition.partition]

@@ -1,0 +1,376 @@
+"""Jobs of many messages: how far they have come is kept, how large they are, and how long they may take."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Process
+from redis import Redis
+from rq import Queue, SimpleWorker, get_current_job
+from rq.job import Job
+from servers import WaitFor
+from support import an_entry
+from test_jobs import AT_ONCE, Shop, _opened, kill_worker_of, log_runs, offsets_of
+
+from flowkit import Message, Retry
+from flowkit import jobs as jobs_module
+from flowkit.errors import RedisUnavailable
+from flowkit.jobqueue import FIRST_SIZE, JobQueue, Pack, Sizes, fitting
+from flowkit.message import Partition
+from flowkit.progress import DONE, RUN, JobTaken, Progress
+from flowkit.queues import FRONT, MOST_BYTES, Writer, make_jobs, paces_key
+
+
+@pytest.fixture
+def shop(redis: Redis, redis_url: str) -> Any:
+    yield from _opened(Shop(redis, redis_url, retry=AT_ONCE))
+
+
+def numbers(count: int) -> list[bytes]:
+    return [b"%d" % number for number in range(count)]
+
+
+# How far a job has come.
+
+
+def progress_of(shop: Shop, job: Job) -> Progress:
+    return Progress(Writer(shop.redis, "shop"), job, "orders")
+
+
+def test_a_run_goes_on_where_the_one_before_it_was(shop: Shop) -> None:
+    log_runs(shop)
+    (job,) = shop.enqueue("orders", *numbers(5))
+    first = progress_of(shop, job)
+    first.begin()
+    assert first.done == 0
+    first.note(3)
+    second = progress_of(shop, job)
+    second.begin()
+    assert second.done == 3
+
+
+def test_a_run_whose_job_was_given_to_another_may_note_nothing(shop: Shop) -> None:
+    """Its worker stood still for a minute. What it puts back would be there twice."""
+    log_runs(shop)
+    (job,) = shop.enqueue("orders", *numbers(5))
+    late, now = progress_of(shop, job), progress_of(shop, job)
+    late.begin()
+    now.begin()
+    again = make_jobs(shop.app.reference, shop.app.handling("orders"), "default", [an_entry("orders", 1)], size=1)
+    with pytest.raises(JobTaken):
+        late.note(4, again, seconds=1.0, messages=4)
+    assert shop.redis.hget(job.key, DONE) is None
+    assert [found.id for found in shop.jobs()] == [job.id]
+    assert not shop.redis.exists(paces_key("shop"))
+    now.note(4, again)
+    assert [found.id for found in shop.jobs()] == [job.id, again[0].id]
+
+
+def test_a_deleted_job_stays_deleted(shop: Shop) -> None:
+    log_runs(shop)
+    (job,) = shop.enqueue("orders", *numbers(5))
+    progress = progress_of(shop, job)
+    progress.begin()
+    job.delete()
+    with pytest.raises(JobTaken):
+        progress.note(1)
+    assert not shop.redis.exists(job.key)
+
+
+def test_a_process_whose_job_was_taken_ends_without_a_word_to_rq(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(jobs_module.logging, "shutdown", lambda: None)
+
+    def taken(payload: Any, message: Message) -> None:
+        job = get_current_job()
+        assert job is not None
+        shop.redis.hset(job.key, RUN, "another")
+
+    runs = log_runs(shop, taken)
+    shop.enqueue("orders", *numbers(3))
+    shop.work()
+    assert ends == [1]
+    assert runs == [(0, 1), (1, 1), (2, 1)]
+    assert "is another worker's by now" in caplog.text
+
+
+def test_progress_and_what_is_tried_again_move_together(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis goes away at the note: neither is there, and the next run does both."""
+
+    def fail_once(payload: Any, message: Message) -> None:
+        if payload == 1 and message.attempt == 1:
+            raise ValueError("no")
+
+    runs = log_runs(shop, fail_once)
+    (job,) = shop.enqueue("orders", *numbers(3))
+    note, calls = Progress._note, []
+
+    def away(self: Progress, *args: Any) -> bool:
+        calls.append(args)
+        if len(calls) == 1:
+            raise RedisUnavailable("Redis does not answer")
+        return note(self, *args)
+
+    monkeypatch.setattr(Progress, "_note", away)
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert shop.redis.hget(job.key, DONE) is None
+    assert [found.id for found in shop.scheduled()] == [job.id]
+    shop.work_all()
+    assert Counter(runs) == {(0, 1): 2, (1, 1): 2, (2, 1): 2, (1, 2): 1}
+
+
+def test_a_killed_horse_repeats_what_was_in_hand_and_nothing_else(
+    redis: Redis, redis_url: str, tmp_path: Path, wait_for: WaitFor
+) -> None:
+    ledger = tmp_path / "ledger"
+    env = {"FLOWKIT_REDIS": redis_url, "FLOWKIT_KAFKA_HOSTS": "127.0.0.1:1", "SLOW_LEDGER": str(ledger)}
+    shop = Shop(redis, redis_url)
+    shop.app.reference = "slow:app"
+    shop.app.add_topic("orders", lambda payload: None)
+    shop.app.settings_for_queues()
+    handling = shop.app.handling("orders")
+    entries = [an_entry("orders", offset, value=b"%d" % offset) for offset in range(60)]
+    queue = shop.queue
+    queue.sizes._guess["orders"] = 60
+    queue.enqueue("g", [Pack(handling, "default", entries)], {}, {Partition("orders", 0): 60})
+    assert len(shop.jobs()) == 1
+
+    def seen() -> list[str]:
+        return ledger.read_text().split() if ledger.exists() else []
+
+    with Process("rq", "worker", "--url", redis_url, "--quiet", "default", env=env, log=tmp_path / "log") as worker:
+        killed = []
+        for at in (10, 25):
+            wait_for(lambda at=at: len(seen()) >= at, what="messages")
+            worker.kill_child()
+            killed.append(len(seen()))
+            wait_for(lambda: shop.bring_due() or len(seen()) > killed[-1], what="the job to come back")
+        wait_for(lambda: len(set(seen())) == 60 and shop.bring_due() == 0 and not shop.jobs(), what="the end")
+    counts = Counter(seen())
+    assert set(counts) == {str(number) for number in range(60)}
+    # 20 ms each, noted every 5 ms: one in hand, and one finished but not yet noted
+    assert sum(counts.values()) - 60 <= 2 * 2, counts
+
+
+def test_after_a_kill_each_message_is_noted_so_that_the_killer_is_found(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[int] = []
+    note = Progress.note
+
+    def remember(self: Progress, done: int, *args: Any, **more: Any) -> None:
+        notes.append(done)
+        note(self, done, *args, **more)
+
+    monkeypatch.setattr(Progress, "note", remember)
+    log_runs(shop)
+    (job,) = shop.enqueue("orders", *numbers(4))
+    kill_worker_of(shop, job)
+    shop.bring_due()
+    shop.work()
+    assert notes == [1, 2, 3, 4, 4]
+
+
+def test_what_was_done_before_two_kills_is_not_done_again(shop: Shop) -> None:
+    runs = log_runs(shop)
+    (job,) = shop.enqueue("orders", *numbers(6))
+    progress = progress_of(shop, job)
+    progress.begin()
+    progress.note(2)
+    for _ in range(jobs_module.SPLIT_AFTER):
+        kill_worker_of(shop, job)
+        shop.bring_due()
+    shop.work()
+    assert runs == [(3, 1), (4, 1), (5, 1), (2, 1)]  # the suspect has a job of its own, behind the others
+
+
+def test_responses_are_confirmed_before_their_messages_are_noted(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka is slow: of five messages with a response each, the note in the middle of the job has none."""
+    notes: list[int] = []
+    note = Progress.note
+
+    def remember(self: Progress, done: int, *args: Any, **more: Any) -> None:
+        notes.append(done)
+        note(self, done, *args, **more)
+
+    monkeypatch.setattr(Progress, "note", remember)
+    monkeypatch.setattr(type(shop.app.producer), "ended", lambda self, delivery: delivery is shop)
+
+    def bill(payload: Any) -> None:
+        time.sleep(jobs_module.NOTE_EVERY * 1.5)
+        shop.app.respond_to("invoices", payload)
+
+    shop.app.add_topic("orders", bill)
+    shop.app.add_response(bill, "invoices")
+    shop.enqueue("orders", *numbers(5))
+    shop.work()
+    assert notes == [5]
+    assert len(shop.broker.records("invoices")) == 5
+
+
+# How long a job may take.
+
+
+def test_what_a_long_job_has_not_begun_goes_back_to_the_front_in_smaller_jobs(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowkit.dispatch.LONGEST_JOB", 0.2)
+    runs = log_runs(shop, lambda payload, message: time.sleep(0.08 if payload < 4 else 0))
+    shop.app.routes["orders"].job_seconds = 0.02
+    shop.enqueue("orders", *numbers(12))
+    assert [len(job.args[3]) for job in shop.jobs()] == [10, 2]
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    begun = len(runs)
+    assert begun in (3, 4)
+    rest = shop.jobs()
+    assert offsets_of(rest) == list(range(begun, 12))
+    assert [len(job.args[3]) for job in rest] == [1] * (10 - begun) + [2]
+    shop.work()
+    assert runs == [(number, 1) for number in range(12)]
+
+
+def test_a_job_may_take_as_long_as_its_packing_and_one_message_need(shop: Shop) -> None:
+    log_runs(shop)
+    shop.app.routes["orders"].job_timeout = 3
+    shop.app.routes["orders"].job_seconds = 0.5
+    made = make_jobs(
+        "shop:app", shop.app.handling("orders"), "default", [an_entry("orders", n) for n in range(3)], size=2
+    )
+    assert [(job.messages, job.timeout) for job in made] == [(2, 8), (1, 3)]
+
+
+def test_the_time_out_is_that_of_the_message_in_hand(shop: Shop) -> None:
+    """Each takes less than the time-out, all together more; one takes longer, and fails alone."""
+
+    def work(payload: Any, message: Message) -> None:
+        time.sleep(2.0 if payload == 4 and message.attempt == 1 else 0.1)
+
+    runs = log_runs(shop, work)
+    shop.app.routes["orders"].job_timeout = 0.35
+    shop.enqueue("orders", *numbers(7))
+    before = signal.getsignal(signal.SIGALRM)
+    shop.work_all()
+    assert runs == [*((number, 1) for number in range(7)), (4, 2)]
+    assert signal.getsignal(signal.SIGALRM) in (before, signal.SIG_DFL)
+
+
+# How large a job is.
+
+
+def test_jobs_start_small_and_grow_while_all_are_busy(shop: Shop) -> None:
+    log_runs(shop)
+    handling = shop.app.handling("orders")
+    sizes = Sizes()
+    assert sizes.size(handling) == FIRST_SIZE
+    sizes.grow(handling, busy=False)
+    assert sizes.size(handling) == FIRST_SIZE
+    sizes.grow(handling, busy=True)
+    assert sizes.size(handling) == 2 * FIRST_SIZE
+    for _ in range(20):
+        sizes.grow(handling, busy=True)
+    assert sizes.size(handling) == handling.job_size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(1e-6, 5000), (0.0, 5000), (1e-3, 100), (0.03, 3), (0.1, 1), (1.0, 1), (60.0, 1)]
+)
+def test_a_job_holds_what_takes_job_seconds(shop: Shop, seconds: float, expected: int) -> None:
+    log_runs(shop)
+    handling = shop.app.handling("orders")
+    assert fitting(seconds, handling) == expected
+    sizes = Sizes()
+    sizes.learn({"orders": f"{seconds * 7:.9f} 7.000".encode(), "other": b""})
+    assert sizes.size(handling) == expected
+
+
+def test_a_message_without_a_second_attempt_is_alone_unless_it_has_a_dead_letter(shop: Shop) -> None:
+    shop.app.add_topic("orders", lambda payload: None, retry=1)
+    shop.app.add_topic("mails", lambda payload: None, retry=1, dead_letter="dead")
+    assert Sizes().size(shop.app.handling("orders")) == 1
+    assert Sizes().size(shop.app.handling("mails")) == FIRST_SIZE
+
+
+def test_workers_measure_and_the_consumer_learns(shop: Shop) -> None:
+    runs = log_runs(shop, lambda payload, message: time.sleep(0.005))
+    queue = shop.queue
+    handling = shop.app.handling("orders")
+
+    def put(first: int, count: int) -> list[int]:
+        entries = [an_entry("orders", offset, value=b"1") for offset in range(first, first + count)]
+        partition = Partition("orders", 0)
+        before = queue.marks("g", [partition])[partition].queued
+        queue.enqueue("g", [Pack(handling, "default", entries)], {partition: before}, {partition: first + count})
+        return [len(job.args[3]) for job in shop.jobs()]
+
+    assert put(0, 20) == [10, 10]
+    shop.work()
+    assert len(runs) == 20
+    seconds, messages = (float(part) for part in (shop.redis.hget(paces_key("shop"), "orders") or b"").split())
+    assert 0.005 <= seconds / messages < 0.02
+    put(20, 1)
+    shop.work()
+    sizes = put(21, 100)
+    assert 5 <= sizes[0] <= 20
+    assert sum(sizes) == 100
+
+
+def test_what_is_measured_fades(shop: Shop) -> None:
+    log_runs(shop)
+    (job,) = shop.enqueue("orders", *numbers(2))
+    progress = progress_of(shop, job)
+    for _ in range(30):
+        progress.note(0, seconds=10.0, messages=10)
+    for _ in range(30):
+        progress.note(0, seconds=0.001, messages=10)
+    seconds, messages = (float(part) for part in (shop.redis.hget(paces_key("shop"), "orders") or b"").split())
+    assert seconds / messages < 0.001
+
+
+def test_large_messages_make_small_jobs(shop: Shop) -> None:
+    log_runs(shop)
+    handling = shop.app.handling("orders")
+    entries = [an_entry("orders", offset, value=b"x" * (MOST_BYTES // 3)) for offset in range(7)]
+    entries.append(an_entry("orders", 7, value=b"x" * (2 * MOST_BYTES)))
+    made = make_jobs("shop:app", handling, "default", entries, size=100)
+    assert [entry[2] for job in made for entry in job.args[3]] == list(range(8))
+    assert all(len(job.data) <= MOST_BYTES or job.messages == 1 for job in made)
+    assert len(made) <= 6
+
+
+def test_jobs_put_in_front_stay_in_order(shop: Shop) -> None:
+    log_runs(shop)
+    (last,) = shop.enqueue("orders", b"9")
+    handling = shop.app.handling("orders")
+    entries = [an_entry("orders", offset) for offset in range(3)]
+    made = make_jobs(shop.app.reference, handling, "default", entries, size=1, place=FRONT)
+    progress_of(shop, last).note(0, made[::-1])
+    assert Queue("default", connection=shop.redis).job_ids == [*(job.id for job in made), last.id]
+
+
+def test_a_retry_that_is_due_later_is_scheduled(shop: Shop) -> None:
+    log_runs(shop)
+    shop.app.routes["orders"].retry = Retry(attempts=2, first=5, jitter=0)
+    (job,) = shop.enqueue("orders", b"1")
+    due = time.time() + 5
+    made = make_jobs(
+        shop.app.reference, shop.app.handling("orders"), "default", [an_entry("orders", 1)], size=1, place=str(due)
+    )
+    progress_of(shop, job).note(0, made)
+    (found,) = shop.scheduled()
+    assert found.get_status() == "scheduled"
+    registry = Queue("default", connection=shop.redis).scheduled_job_registry
+    assert registry.get_scheduled_time(found).timestamp() == pytest.approx(due, abs=1)
+
+
+def test_a_writer_asks_rq_once(shop: Shop) -> None:
+    queue: JobQueue = shop.queue
+    assert queue.writer.shared is queue.writer.shared
