@@ -1,14 +1,16 @@
 # make demo    a real application on embedded parts: nothing to install by hand
 # make test    every test, on a real Apache Kafka (needs Java 17 and Maven) and a real Redis
 # make docs    the documentation, as a site in build/site
-# make lint types format bench clean
+# make bench   every benchmark; bench-inline and bench-queue run one of them
+# make soak    1,000,000 messages through the queue, with SIGKILLs every few seconds; SOAK="--workers rq --seed 7" for more
+# make lint types format clean
 
 PYTHON ?= python3
 VENV ?= .venv
 PROCESSES ?= 3
 BIN = $(VENV)/bin
 
-.PHONY: demo test docs lint format types bench clean
+.PHONY: demo test docs lint format types bench bench-inline bench-queue soak clean
 
 # Each set of packages has a stamp: the demo needs few of them, the tests many.
 $(VENV)/.%: setup.cfg setup.py
@@ -21,6 +23,7 @@ $(VENV)/.%: setup.cfg setup.py
 
 $(VENV)/.dev: EXTRAS = dev
 $(VENV)/.test: EXTRAS = dev,test
+$(VENV)/.bench: EXTRAS = dev,test,bench
 
 demo: $(VENV)/.dev
 	$(BIN)/python examples/demo.py
@@ -43,8 +46,17 @@ format: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-bench: $(VENV)/.test
-	$(BIN)/python -W ignore tests/benchmarks/consume.py
+# BENCH: more arguments, as in make bench-queue BENCH="latency --quick".
+bench: bench-inline bench-queue
+
+bench-inline: $(VENV)/.bench
+	$(BIN)/python -W ignore tests/benchmarks/consume.py $(BENCH)
+
+bench-queue: $(VENV)/.bench
+	$(BIN)/python -W ignore tests/benchmarks/queued.py $(BENCH)
+
+soak: $(VENV)/.test
+	$(BIN)/python -W ignore tests/chaos/soak.py $(SOAK)
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -10,6 +10,7 @@ import redis
 from rq import Queue
 
 from .queues import Envelope, connect, known_queues, redis_errors, route_queues
+from .shards import shard_messages
 
 if TYPE_CHECKING:
     from .app import Flowkit
@@ -33,6 +34,7 @@ class Backlog(NamedTuple):
 
     queue: str
     waiting: Count
+    """The messages of an ordered route's queue are all here, whatever the one job of it that RQ has at a time does."""
     running: Count
     scheduled: Count
     """To be tried again later, after a failure."""
@@ -59,7 +61,7 @@ def backlog(app: Flowkit, connection: redis.Redis | None = None) -> list[Backlog
     try:
         names = queue_names(app, client)
         with redis_errors():
-            return [_backlog(Queue(name, connection=client, serializer=Envelope)) for name in names]
+            return [_backlog(Queue(name, connection=client, serializer=Envelope), app) for name in names]
     finally:
         if own is not None:
             own.close()
@@ -70,12 +72,13 @@ def queue_names(app: Flowkit, connection: redis.Redis) -> list[str]:
     return sorted({*route_queues(app), *known_queues(connection, app.settings.name)})
 
 
-def _backlog(queue: Queue) -> Backlog:
+def _backlog(queue: Queue, app: Flowkit) -> Backlog:
     connection = queue.connection
     taken = _list(connection, queue.intermediate_queue_key)  # on its way from the queue to a worker
+    waiting = _count([*_list(connection, queue.key), *taken])
     return Backlog(
         queue.name,
-        waiting=_count([*_list(connection, queue.key), *taken]),
+        waiting=waiting._replace(messages=waiting.messages + shard_messages(connection, app.settings.name, queue.name)),
         running=_count(_sorted_set(connection, queue.started_job_registry.key)),
         scheduled=_count(_sorted_set(connection, queue.scheduled_job_registry.key)),
         failed=_count(_sorted_set(connection, queue.failed_job_registry.key)),

@@ -113,8 +113,8 @@ class Consumer:
         self.since_commit = 0
         self._reconnects = 0
         self.queueing = self._make_queueing(job_queue)
-        only_queues = not any(handling.inline for handling in handlings.values())
-        self._most = settings.kafka.max_poll_records or (MOST_QUEUED if only_queues else MOST_HANDLED)
+        self._gathers = not any(handling.inline for handling in handlings.values())
+        self._most = settings.kafka.max_poll_records or (MOST_QUEUED if self._gathers else MOST_HANDLED)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
         if all(handling.inline for handling in self.handlings.values()):
@@ -150,6 +150,8 @@ class Consumer:
         """One poll and all that follows from it."""
         self.turned_at = time.monotonic()
         client = self.client
+        if self._gathers and self.queueing is not None:
+            self.queueing.gather()
         batch = client.poll(self._poll_timeout(), self._most)
         self.received = time.time()
         self.poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)

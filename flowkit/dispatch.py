@@ -10,6 +10,7 @@ import logging
 import math
 import struct
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,9 @@ PARAMS = ("partition", "offset", "timestamp", "received_at", "key", "headers", "
 LOADED_BYTES = "flowkit:bytes"
 """Marks in those params the bytes that an interchanger gave, so that it gets them back as bytes."""
 
+
+SHARDS = 4
+"""Queues of an ordered route, if it does not say how many: each of them needs a worker process."""
 
 LONGEST_JOB = 1.0
 """Seconds that a job of many messages may take in any case; ten times ``job_seconds``, if that is more."""
@@ -114,6 +118,7 @@ class Handling:
         self.inline = settings.inline if route.inline is None else route.inline
         self.queue = route.queue or settings.queue
         self.worker = route.worker
+        self.shards = _shards(route, self.queue) if route.ordered and not self.inline else ()
         self.retry = route.retry if isinstance(route.retry, Retry) else settings.retry
         self.dead_letter = route.dead_letter or settings.dead_letter
         # Inline, without a dead letter, a message is tried for ever; a custom worker has rules of its own.
@@ -142,6 +147,29 @@ class Handling:
         self._told_unused = False
         self._idle = Call(route.name, {}, self.parser)
         self.call, self.call_queued = self._calls()
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The RQ queues that its messages go to, if no hook says otherwise."""
+        if self.inline or self.worker is not None:
+            return ()
+        return self.shards or (self.queue,)
+
+    def queue_of(self, record: Record) -> str:
+        """The queue of one message: in an ordered route that of its key's shard; without a key, of its partition's."""
+        if not self.shards:
+            return self.queue
+        number = record.partition if record.key is None else zlib.crc32(record.key)
+        return self.shards[number % len(self.shards)]
+
+    def by_queue(self, records: Sequence[Record], entries: list[Entry]) -> dict[str, list[Entry]]:
+        """The entries of records, in their order, by the queues they go to."""
+        if not self.shards:
+            return {self.queue: entries}
+        found: dict[str, list[Entry]] = {}
+        for record, entry in zip(records, entries, strict=True):
+            found.setdefault(self.queue_of(record), []).append(entry)
+        return found
 
     @property
     def longest_job(self) -> float:
@@ -204,7 +232,7 @@ class Handling:
             attempt=attempt,
             last=attempt >= self._last_attempt if last is None else last,
             received=received,
-            queue=None if self.inline else self.queue,
+            queue=None if self.inline else self.queue_of(record) if self.shards else self.queue,
             worker=self.worker,
         )
 
@@ -307,6 +335,11 @@ class Handling:
             # The worker cannot read it either: there it fails, alone, and the messages behind it need not wait.
             logger.debug("%s goes to its queue past a hook that could not read it", place(record), exc_info=True)
             return message, self.entry(record, received, record.value)
+        if self.shards and (message.worker is not None or message.queue != self.queue_of(record)):
+            raise ConfigurationError(
+                f"{place(record)}: a before_enqueue hook has set its queue or worker, but its route is ordered=True, which"
+                " holds only within the queue of its key; leave them as they are, or take ordered=True away"
+            )
         value = record.value
         if message.payload_changed:
             value = self._rewritten(message, value)
@@ -426,6 +459,11 @@ class Handling:
                 if is_forced_stop(problem):
                     raise
                 logger.exception("an after_failure hook failed itself, for %s", place(record))
+
+
+def _shards(route: Route, queue: str) -> tuple[str, ...]:
+    """The names of the queues of an ordered route: the topic is in them, so that topics do not wait for one another."""
+    return tuple(f"{queue}.{route.topic}.{number}" for number in range(route.shards or SHARDS))
 
 
 def _as_json(interchanger: Any, data: Any) -> Any:

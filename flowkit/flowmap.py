@@ -64,7 +64,13 @@ def runs(handling: Handling) -> str:
     """Where the handler of a route runs."""
     if handling.inline:
         return "inline"
-    return f"worker {name_of(handling.worker)}" if handling.worker else f"queue {handling.queue}"
+    return f"worker {name_of(handling.worker)}" if handling.worker else f"queue {queue_name(handling)}"
+
+
+def queue_name(handling: Handling) -> str:
+    """The queue of a route; of an ordered one those of its shards, in one word."""
+    first, *others = handling.shards or (handling.queue,)
+    return f"{first}..{len(others)}" if others else first
 
 
 def flow_map(app: Flowkit) -> FlowMap:
@@ -104,7 +110,7 @@ def rows(app: Flowkit) -> list[dict[str, Any]]:
             "topic": topic,
             "handler": handling.route.name,
             "runs": "inline" if handling.inline else "worker" if handling.worker else "queue",
-            "queue": None if handling.inline or handling.worker else handling.queue,
+            "queue": None if handling.inline or handling.worker else queue_name(handling),
             "responses": [
                 {"topic": d.topic, "required": d.required, "multiple_usage": d.multiple_usage}
                 for d in _responses(handling)

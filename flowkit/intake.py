@@ -6,13 +6,14 @@ The rule, and why it holds whatever is killed when, is in docs/queue.md.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from .clients import ConsumerClient
 from .dispatch import Entry, Handling
-from .errors import RedisUnavailable
-from .jobqueue import JobQueue, Marks, MarksMoved, Pack
+from .errors import FlowkitError, RedisUnavailable
+from .jobqueue import JobQueue, MarksMoved, Pack
+from .marks import Mark
 from .message import Partition, Record, places
 
 logger = logging.getLogger(__name__)
@@ -29,55 +30,90 @@ class Intake:
         self.group = group
         self.handlings = handlings
         self.monitor = monitor
-        self._queued: dict[Partition, int | None] = {}
+        self._marks: dict[Partition, Mark] = {}
+        self._unnoted: dict[Partition, int] = {}
 
     def has(self, record: Record) -> bool:
         """Whether this message was queued before."""
-        queued = self._queued.get(Partition(record.topic, record.partition))
-        return queued is not None and record.offset < queued
+        mark = self._marks.get(Partition(record.topic, record.partition))
+        return mark is not None and mark.queued is not None and record.offset < mark.queued
 
-    def welcome(self, partitions: Sequence[Partition], client: ConsumerClient) -> None:
-        """Learns up to where these partitions, new to this consumer, have been queued; sees what was set back."""
-        marks = self.job_queue.marks(self.group, partitions)
-        for partition, mark in marks.items():
+    def welcome(self, partitions: Sequence[Partition], client: ConsumerClient) -> set[Partition]:
+        """Learns up to where these partitions, new to this consumer, have been queued; sees what was set back, and which topics
+        are others of the same name. Gives the partitions that are read from their first message on for that reason.
+        """
+        sought = set()
+        for partition, mark in self.job_queue.marks.read(self.group, partitions).items():
+            self._marks[partition] = mark
+            topic_id = client.topic_id(partition.topic) or ""
+            known_id = (mark.era or "").partition("/")[0]
             committed = client.committed(partition)
-            # The committed offset only grows, unless somebody sets it back on purpose, or the topic is another one.
-            rewound = mark.committed is not None and (committed is None or committed < mark.committed)
-            made_anew = mark.queued is not None and mark.queued > client.end_offset(partition)
-            if rewound or made_anew:
-                self.rewind(partition, committed)
-                continue
-            self._queued[partition] = mark.queued
-            if committed and (mark.queued is None or mark.queued < committed):
-                self._tell_loss(partition, mark.queued, committed, "or its route ran inline before")
-                self._queued[partition] = committed  # and said once: the next batch moves the mark
-                self.job_queue.rewind(self.group, partition, committed)
+            end = client.end_offset(partition)
+            another = bool(topic_id and known_id and topic_id != known_id)
+            if another or (mark.queued is not None and mark.queued > end):
+                if another or (committed is not None and committed > end):  # it is a commit of the old one
+                    if committed is not None:
+                        client.commit({partition: 0})  # before the era is another one: else the next start would trust it
+                    committed = None
+                    client.seek(partition, 0)
+                    sought.add(partition)
+                self._rewind(partition, committed, topic_id)
+            elif mark.committed is not None and (committed is None or committed < mark.committed):
+                # The committed offset only grows, unless somebody sets it back on purpose.
+                self._rewind(partition, committed, topic_id)
+            elif committed and (mark.queued is None or mark.queued < committed):
+                self._tell_loss(
+                    partition, mark.queued, committed, "or its route ran inline before, or was set forward"
+                )
+                self._set(partition, Mark(committed, committed), topic_id)
+            elif mark.era is None or (committed is not None and committed > (mark.committed or -1)):
+                self._set(partition, mark._replace(committed=committed), topic_id)
+        return sought
 
-    def forget(self, partitions: Iterable[Partition]) -> None:
-        """These partitions have gone to somebody else."""
-        for partition in partitions:
-            self._queued.pop(partition, None)
+    def _set(self, partition: Partition, mark: Mark, topic_id: str) -> None:
+        """Changes a mark and begins an era. Raises ``FlowkitError`` where somebody else has changed it meanwhile."""
+        before = self._marks[partition]
+        _, _, number = (before.era or "/0").partition("/")
+        after = mark._replace(era=f"{topic_id}/{int(number) + 1}")
+        if not self.job_queue.marks.change(self.group, partition, before, after):
+            raise FlowkitError(
+                f"another consumer of group {self.group} has changed what is known of {places([partition])} meanwhile"
+            )
+        self._marks[partition] = after
 
-    def rewind(self, partition: Partition, offset: int | None) -> None:
+    def rewind(self, partition: Partition, offset: int | None, client: ConsumerClient) -> None:
         """Messages from ``offset`` on are queued again, though they were queued before."""
-        self.job_queue.rewind(self.group, partition, offset)
-        self._queued[partition] = offset
+        self._rewind(partition, offset, client.topic_id(partition.topic) or "")
+
+    def _rewind(self, partition: Partition, offset: int | None, topic_id: str) -> None:
+        self._set(partition, Mark(offset, offset), topic_id)
+        self._unnoted.pop(partition, None)
         self.monitor.notice("rewound", group=self.group, partition=places([partition]), offset=offset)
 
+    def is_another(self, partition: Partition, client: ConsumerClient) -> bool:
+        """Whether the topic is another one than the mark is of, made anew while it was read."""
+        topic_id, mark = client.topic_id(partition.topic), self._marks.get(partition)
+        known_id = (mark.era or "").partition("/")[0] if mark is not None else ""
+        return bool(topic_id and known_id and topic_id != known_id)
+
     def put(
-        self, admitted: Mapping[Partition, Admitted], moved: Mapping[Partition, int]
+        self,
+        admitted: Mapping[Partition, Admitted],
+        moved: Mapping[Partition, int],
+        safe: Mapping[Partition, int | None] | None = None,
     ) -> tuple[dict[str, int], dict[Partition, int]]:
         """Queues what Redis does not have yet, in one call, and moves the marks to the offsets of ``moved``, also past
         messages that no job came of: so a mark is never behind a commit. Gives the messages that now wait in each queue.
 
         If a mark was moved by somebody else meanwhile, looks again at what is left. If one went back, because Redis has
         lost what it had, nothing is queued: gives those partitions, and the offsets from which on they are to be read again.
+        Where it has lost all marks, those are the offsets of ``safe``, if given; else only what comes next is queued.
         """
         while True:
             packs: dict[tuple[str, str], Pack] = {}
             ahead: dict[Partition, int] = {}
             for partition, end in moved.items():
-                queued = self._queued.get(partition) or 0
+                queued = self._marks[partition].queued or 0
                 if end <= queued:
                     continue
                 ahead[partition] = end
@@ -89,31 +125,52 @@ class Intake:
                         pack.entries.extend(new)
             if not ahead:
                 return {}, {}
-            expected: Marks = {partition: self._queued.get(partition) for partition in ahead}
             try:
-                done = self.job_queue.enqueue(self.group, list(packs.values()), expected, ahead)
+                done = self.job_queue.enqueue(self.group, list(packs.values()), self._marks, ahead)
             except MarksMoved:
-                if lost := self._look_again(ahead):
+                if lost := self.look_again(ahead, safe or {}):
                     return {}, lost
                 continue
-            self._queued.update(ahead)
+            self._marks.update({p: self._marks[p]._replace(queued=offset) for p, offset in ahead.items()})
             for ((topic, queue), pack), jobs in zip(packs.items(), done.jobs, strict=True):
                 count = len(pack.entries)
                 self.monitor.notice("queued", topic=topic, queue=queue, count=count, jobs=jobs, group=self.group)
             return done.waiting, {}
 
-    def _look_again(self, partitions: Collection[Partition]) -> dict[Partition, int]:
-        """Reads the marks anew. Gives those that went back, which only a loss in Redis explains."""
+    def look_again(
+        self, partitions: Collection[Partition], safe: Mapping[Partition, int | None]
+    ) -> dict[Partition, int]:
+        """Reads the marks anew. Gives those that went back, which only a loss in Redis explains; see ``put``. Raises
+        ``FlowkitError`` where somebody else began another era: then this consumer is not the one that counts.
+        """
         lost: dict[Partition, int] = {}
-        for partition, mark in self.job_queue.marks(self.group, list(partitions)).items():
-            known, self._queued[partition] = self._queued.get(partition), mark.queued
-            if known is not None and (mark.queued is None or mark.queued < known):
-                self._tell_loss(partition, mark.queued, known)
-                if mark.queued is not None:
-                    lost[partition] = mark.queued
+        before_all = {partition: self._marks[partition] for partition in partitions}
+        try:
+            for partition, mark in self.job_queue.marks.read(self.group, list(partitions)).items():
+                before, self._marks[partition] = self._marks[partition], mark
+                if mark.era is not None and mark.era != before.era:
+                    raise FlowkitError(
+                        f"{places([partition])} was set back while this consumer of group {self.group} read it"
+                    )
+                known, topic_id = before.queued, (before.era or "").partition("/")[0]
+                if known is not None and (mark.queued is None or mark.queued < known):
+                    back = mark.queued if mark.queued is not None else safe.get(partition)
+                    self._tell_loss(partition, mark.queued, known, back=back)
+                    # What is committed from now on is less than before, and this is no deliberate rewind. Nor is it one if
+                    # Kafka has less than what is queued here: what Redis knows of its commits stays.
+                    self._set(partition, mark, topic_id)
+                    if back is not None:
+                        lost[partition] = back
+                elif mark.era is None:
+                    self._set(partition, mark, topic_id)
+        except RedisUnavailable:
+            self._marks.update(before_all)  # so that the loss is seen again, and not taken for what was always so
+            raise
         return lost
 
-    def _tell_loss(self, partition: Partition, mark: int | None, known: int, unless: str = "") -> None:
+    def _tell_loss(
+        self, partition: Partition, mark: int | None, known: int, unless: str = "", back: int | None = None
+    ) -> None:
         place = places([partition])
         if mark is None:
             what = f"Redis knows nothing of {place}, though jobs went up to offset {known}: it lost its data"
@@ -121,14 +178,32 @@ class Intake:
             what = (
                 f"Redis knows jobs of {place} up to offset {mark} only, though they went up to {known}: it lost data"
             )
-        then = "they are queued again"
-        if mark is None or unless:
-            then = f"to queue them again, set the offsets of group {self.group} back while no consumer of it runs"
+        then = f"to queue them again, set the offsets of group {self.group} back while no consumer of it runs"
+        if mark is not None and not unless:
+            then = "they are queued again"
+        elif back is not None:
+            then = (
+                f"those from offset {back} on are queued again, as nothing behind it is committed; for others, {then}"
+            )
         logger.error("%s; %s", f"{what}, {unless}" if unless else what, then)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether Redis has not taken all notes."""
+        return bool(self._unnoted)
+
     def remember(self, offsets: Mapping[Partition, int]) -> None:
-        """Notes what Kafka has confirmed."""
+        """Notes what Kafka has confirmed; what Redis does not take now, with the next one."""
+        self._unnoted.update(offsets)
+        known = {partition: self._marks.get(partition) for partition in self._unnoted}
+        eras = {
+            p: (self._unnoted[p], mark.era) for p, mark in known.items() if mark is not None and mark.era is not None
+        }
+        if not eras:
+            return
         try:
-            self.job_queue.committed(self.group, offsets)
-        except RedisUnavailable as error:  # only makes the next deliberate rewind harder to recognise
-            logger.warning("group %s: the commit is not noted in Redis: %s", self.group, error)
+            self.job_queue.marks.note(self.group, eras)
+        except RedisUnavailable as error:  # until then the next deliberate rewind is harder to recognise
+            logger.warning("group %s: the commit is not noted in Redis yet: %s", self.group, error)
+        else:
+            self._unnoted.clear()

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import redis
 from redis.exceptions import WatchError
 from rq import Queue
 from rq.registry import ScheduledJobRegistry
 
 from .dispatch import Entry, Handling
+from .errors import QueueError
+from .marks import Mark, Marks, expectations, marks_key
 from .message import Partition
 from .queues import STORE, Made, Writer, connect, make_jobs, paces_key, redis_errors
+from .shards import (
+    LINE_UP,
+    Line,
+    layout,
+    layouts_key,
+    make_ticket,
+    occupied_by_rq,
+    shard_key,
+    shard_prefix,
+    ticket_timeout,
+)
+
+if TYPE_CHECKING:
+    from .durability import Keeper
 
 FIRST_SIZE = 10
 """Messages in a job while it is not known what its handler takes; twice as many with each call that finds jobs waiting."""
@@ -26,13 +41,6 @@ class Pack(NamedTuple):
     entries: list[Entry]
 
 
-class Mark(NamedTuple):
-    """What Redis remembers of one partition: the offset after the last queued message, and the last commit."""
-
-    queued: int | None
-    committed: int | None
-
-
 class Queued(NamedTuple):
     """What a call has queued: jobs of each pack, in their order, and the messages that now wait in each queue."""
 
@@ -40,12 +48,12 @@ class Queued(NamedTuple):
     waiting: dict[str, int]
 
 
-Marks = dict[Partition, int | None]
-
-# Messages that wait in a queue, among them those that are to be tried again later. The number of each job is at the end of its
-# id; of a long queue both ends are looked at, and the rest is taken to be alike.
+# Messages that wait in a queue, among them those that are to be tried again later. A shard has a count of them. Elsewhere the
+# number of each job is at the end of its id; of a long queue both ends are looked at, and the rest is taken to be alike.
 WAITING = """
-local function waiting(list, later)
+local function waiting(list, later, shard)
+  local counted = redis.call('HGET', shard, 'messages')
+  if counted then return tonumber(counted) end
   local jobs, seen, messages = redis.call('LLEN', list), 0, 0
   local function look(from, to)
     for _, id in ipairs(redis.call('LRANGE', list, from, to)) do
@@ -64,34 +72,55 @@ end
 # a script did before an error, and messages queued twice are better than lost ones.
 ENQUEUE = f"""
 {STORE}
+{LINE_UP}
 {WAITING}
 local queues, topics, marks = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local at = 4 + queues * 2 + topics
+local layouts, lines, prefix = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local at = 7 + queues * 3 + topics
 for i = 0, marks - 1 do
   if (redis.call('HGET', KEYS[3], ARGV[at + i * 3]) or '') ~= ARGV[at + i * 3 + 1] then return false end
 end
-store(at + marks * 3)
+for i = 0, queues - 1 do
+  local kind = redis.call('TYPE', ARGV[7 + i * 3])['ok']
+  if kind ~= 'none' and kind ~= 'list' then
+    return redis.error_reply('WRONGTYPE ' .. ARGV[7 + i * 3] .. ' is a ' .. kind .. ', and no queue')
+  end
+end
+local behind = at + marks * 3
+for _ = 1, layouts do
+  local shard = occupied(KEYS[5], prefix, ARGV[behind], ARGV[behind + 1])
+  if shard then return shard end
+  behind = behind + 2
+end
+local common
+common, behind = alike(behind)
+for _ = 1, lines do behind = line_up(behind, common) end
+store(behind, common)
 for i = 0, marks - 1 do
   redis.call('HSET', KEYS[3], ARGV[at + i * 3], ARGV[at + i * 3 + 2])
 end
 local answer = {{}}
 for i = 0, queues - 1 do
-  answer[#answer + 1] = waiting(ARGV[4 + i * 2], ARGV[5 + i * 2])
+  answer[#answer + 1] = waiting(ARGV[7 + i * 3], ARGV[8 + i * 3], ARGV[9 + i * 3])
 end
 for i = 0, topics - 1 do
-  answer[#answer + 1] = redis.call('HGET', KEYS[4], ARGV[4 + queues * 2 + i]) or ''
+  answer[#answer + 1] = redis.call('HGET', KEYS[4], ARGV[7 + queues * 3 + i]) or ''
 end
 return answer
 """
 
 COUNT = f"""
 {WAITING}
-return waiting(KEYS[1], KEYS[2])
+return waiting(KEYS[1], KEYS[2], KEYS[3])
 """
 
 
 class MarksMoved(Exception):
     """Somebody else queued messages of these partitions meanwhile: read the marks again, and cut the batch anew."""
+
+
+class ShardsOccupied(QueueError):
+    """An ordered route divides its messages in another way than before, and some of before are left: nothing was queued."""
 
 
 class JobQueue:
@@ -102,100 +131,137 @@ class JobQueue:
         self.application = application
         self.reference = reference
         self.writer = Writer(self.redis, application)
+        self.marks = Marks(self.redis)
         self.sizes = Sizes()
+        self._asked: set[str] = set()
         self._script = self.redis.register_script(ENQUEUE)
         self._count = self.redis.register_script(COUNT)
 
-    def marks(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Mark]:
-        """What Redis remembers of these partitions."""
-        names = [name for p in partitions for name in (_field("queued", p), _field("committed", p))]
-        with redis_errors():
-            values: Any = self.redis.hmget(_key(group), names) if names else []
-        numbers = [None if value is None else int(value) for value in values]
-        return {p: Mark(numbers[2 * i], numbers[2 * i + 1]) for i, p in enumerate(partitions)}
+    def keeper(self, group: str) -> Keeper:
+        """Asks whether what a group has queued is safe. Raises nothing, and connects when it is first asked."""
+        from .durability import Keeper
 
-    def rewind(self, group: str, partition: Partition, offset: int | None) -> None:
-        """Forgets that messages from ``offset`` on were queued: they are to be queued again."""
-        queued, committed = _field("queued", partition), _field("committed", partition)
-        with redis_errors(), self.redis.pipeline() as pipe:
-            pipe.hdel(_key(group), queued, committed)
-            if offset is not None:
-                pipe.hset(_key(group), mapping={queued: offset, committed: offset})
-            pipe.execute()
-
-    def committed(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        """Remembers what Kafka has confirmed, so that a later, smaller offset is known for a deliberate rewind."""
-        with redis_errors():
-            self.redis.hset(_key(group), mapping={_field("committed", p): offset for p, offset in offsets.items()})
+        return Keeper(self.redis, group)
 
     def waiting(self, queue: str) -> int:
         """Messages that wait in a queue, or are to be tried again later; of a long queue an estimate."""
         with redis_errors():
-            return int(self._count(keys=_lists(self.redis, queue)))
+            return int(self._count(keys=self._places(queue)))
 
-    def enqueue(self, group: str, packs: Sequence[Pack], expected: Marks, moved: Mapping[Partition, int]) -> Queued:
+    def has_jobs(self, queue: str) -> bool:
+        """Whether jobs wait in a queue to be taken."""
+        with redis_errors():
+            return bool(self.redis.llen(Queue(queue, connection=self.redis).key))
+
+    def enqueue(
+        self, group: str, packs: Sequence[Pack], expected: Mapping[Partition, Mark], moved: Mapping[Partition, int]
+    ) -> Queued:
         """Queues every message of ``packs`` and moves the marks, in one call.
 
-        Raises ``MarksMoved`` if a mark is not the expected one: then nothing was queued. A call whose reply got lost may be
-        repeated: the marks tell.
+        Raises ``MarksMoved`` if a mark is not the expected one, and ``ShardsOccupied``: then nothing was queued. A call whose
+        reply got lost may be repeated: the marks tell.
         """
+        self._ask_paces({pack.handling.topic for pack in packs})
         jobs = [
             make_jobs(self.reference, pack.handling, pack.queue, pack.entries, size=self.sizes.size(pack.handling))
             for pack in packs
         ]
         queues = sorted({pack.queue for pack in packs})
         topics = sorted({pack.handling.topic for pack in packs})
-        marks: list[tuple[str, str, int]] = []
-        for partition, offset in moved.items():
-            before = expected.get(partition)
-            marks.append((_field("queued", partition), "" if before is None else str(before), offset))
+        layouts = {pack.handling.topic: layout(pack.handling) for pack in packs if pack.handling.shards}
+        lines = [
+            Line(made, make_ticket(self.reference, pack.handling.topic, pack.queue, ticket_timeout(pack.handling)))
+            for pack, made in zip(packs, jobs, strict=True)
+            if pack.handling.shards
+        ]
+        alone = [job for pack, made in zip(packs, jobs, strict=True) if not pack.handling.shards for job in made]
+        marks = expectations(expected, moved)
         with redis_errors():
             if self.writer.shared is None:
-                answer = self._enqueue_by_rq(group, [job for made in jobs for job in made], marks, queues, topics)
+                answer = self._enqueue_by_rq(group, alone, marks, queues, topics, layouts, lines)
             else:
                 answer = self._script(
-                    keys=[*self.writer.keys, _key(group), paces_key(self.application)],
+                    keys=[
+                        *self.writer.keys,
+                        marks_key(group),
+                        paces_key(self.application),
+                        layouts_key(self.application),
+                    ],
                     args=[
                         len(queues),
                         len(topics),
                         len(marks),
-                        *(name for queue in queues for name in _lists(self.redis, queue)),
+                        len(layouts),
+                        len(lines),
+                        shard_prefix(self.application),
+                        *(name for queue in queues for name in self._places(queue)),
                         *topics,
                         *(part for mark in marks for part in mark),
-                        *self.writer.arguments(job for made in jobs for job in made),
+                        *(part for item in layouts.items() for part in item),
+                        *self.writer.alike(),
+                        *(part for line in lines for part in line.arguments(self.writer)),
+                        *(part for job in alone for part in self.writer.fields(job)),
                     ],
                 )
         if answer is None:
             raise MarksMoved
+        if isinstance(answer, bytes):
+            raise ShardsOccupied(
+                f"the queue {answer.decode()!r} has messages of the time when its topic had another queue= or shards=, and"
+                " newer ones wait until they are done, so that their order holds; does a worker work on it?"
+            )
         waiting = dict(zip(queues, answer, strict=False))
         self.sizes.learn(dict(zip(topics, answer[len(queues) :], strict=True)))
         for pack, made in zip(packs, jobs, strict=True):
             self.sizes.grow(pack.handling, waiting[pack.queue] > sum(job.messages for job in made))
         return Queued([len(made) for made in jobs], waiting)
 
+    def _ask_paces(self, topics: set[str]) -> None:
+        """What is known of topics from before this process; later each call gives it."""
+        if new := sorted(topics - self._asked):
+            with redis_errors():
+                paces: Any = self.redis.hmget(paces_key(self.application), new)
+            self.sizes.learn(dict(zip(new, paces, strict=True)))
+            self._asked.update(new)
+
     def _enqueue_by_rq(
         self,
         group: str,
         jobs: Sequence[Made],
-        marks: Sequence[tuple[str, str, int]],
+        marks: Sequence[tuple[str, str, str]],
         queues: Sequence[str],
         topics: Sequence[str],
-    ) -> list[Any] | None:
+        layouts: Mapping[str, str],
+        lines: Sequence[Line],
+    ) -> list[Any] | bytes | None:
         """The same by RQ's own functions, in a transaction that ends without effect where a mark moves meanwhile."""
         with self.redis.pipeline() as pipe:
-            pipe.watch(_key(group))  # type: ignore[no-untyped-call]
-            now: Any = pipe.hmget(_key(group), [name for name, _, _ in marks]) if marks else []
+            pipe.watch(marks_key(group))  # type: ignore[no-untyped-call]
+            now: Any = pipe.hmget(marks_key(group), [name for name, _, _ in marks]) if marks else []
             if [(value or b"").decode() for value in now] != [before for _, before, _ in marks]:
                 return None
+            for topic, wanted in layouts.items():
+                if shard := occupied_by_rq(pipe, self.application, topic, wanted):
+                    return shard.encode()
+            tickets = [line.by_rq(self.writer, pipe) for line in lines]
             pipe.multi()
             self.writer.by_rq(pipe, jobs)
-            pipe.hset(_key(group), mapping={name: offset for name, _, offset in marks})
+            for line, ticket in zip(lines, tickets, strict=True):
+                line.add(self.writer, pipe, ticket)
+            if layouts:
+                pipe.hset(layouts_key(self.application), mapping=cast(Any, layouts))
+            pipe.hset(marks_key(group), mapping={name: offset for name, _, offset in marks})
             try:
                 pipe.execute()
             except WatchError:
                 return None
         paces: Any = self.redis.hmget(paces_key(self.application), list(topics)) if topics else []
         return [*(self.waiting(queue) for queue in queues), *(pace or b"" for pace in paces)]
+
+    def _places(self, queue: str) -> list[str]:
+        """The keys of a queue's jobs: those that wait, those that are to be tried again later, and its shard, if it has one."""
+        later = ScheduledJobRegistry(queue, connection=self.redis)
+        return [Queue(queue, connection=self.redis).key, later.key, shard_key(self.application, queue)]
 
 
 class Sizes:
@@ -207,14 +273,14 @@ class Sizes:
 
     def size(self, handling: Handling) -> int:
         """One alone where a failed message gets no second attempt, which would be a job of its own."""
-        if handling.retry.attempts == 1 and handling.dead_letter is None:
+        if handling.retry.attempts == 1 and handling.dead_letter is None and not handling.shards:
             return 1
         seconds = self._seconds.get(handling.topic)
         if seconds is None:
             return min(handling.job_size, self._guess.get(handling.topic, FIRST_SIZE))
         return fitting(seconds, handling)
 
-    def learn(self, paces: Mapping[str, bytes]) -> None:
+    def learn(self, paces: Mapping[str, bytes | None]) -> None:
         """Takes what Redis has of each topic."""
         for topic, pace in paces.items():
             if pace:
@@ -234,16 +300,3 @@ class Sizes:
 def fitting(seconds: float, handling: Handling) -> int:
     """Messages in a job, where one takes so many seconds."""
     return max(1, min(handling.job_size, int(handling.job_seconds / max(seconds, 1e-9))))
-
-
-def _key(group: str) -> str:
-    return f"flowkit:marks:{group}"
-
-
-def _field(kind: str, partition: Partition) -> str:
-    return f"{kind}:{partition.topic}:{partition.partition}"
-
-
-def _lists(connection: redis.Redis, queue: str) -> list[str]:
-    """The keys of a queue's jobs: those that wait, and those that are to be tried again later."""
-    return [Queue(queue, connection=connection).key, ScheduledJobRegistry(queue, connection=connection).key]

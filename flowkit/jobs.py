@@ -23,7 +23,7 @@ from .errors import FlowkitError, QueueError, is_passing
 from .jobqueue import fitting
 from .message import PlainRecord, about, place
 from .producer import FLUSH_TIMEOUT
-from .progress import JobTaken, Progress
+from .progress import NOTHING, JobTaken, Progress, Took
 from .queues import BACK, FRONT, RUNS, Made, Parcel, Writer, make_jobs
 from .responses import Response
 
@@ -92,7 +92,9 @@ def perform(*args: Any) -> None:
     """What RQ runs: the messages of one job. Raises what a message alone in its job failed with, so that RQ retries it."""
     parcel = Parcel.of(args)
     app = _application(parcel.reference)
-    app.start(check_client=False)  # the consumer has; for most jobs of a plain worker it would cost more than all the rest
+    app.start(
+        check_client=False
+    )  # the consumer has; for most jobs of a plain worker it would cost more than all the rest
     handling = app.handling(parcel.topic)
     job = get_current_job()
     alarm = Alarm(Until())
@@ -145,7 +147,7 @@ def _perform_one(app: Flowkit, handling: Handling, parcel: Parcel, job: Job | No
     failures = messages.due()
     app.events.notice("performed", topic=handling.topic, count=1, failed=len(failures))
     if job is not None and attempt == 1:
-        _progress(app, handling, job).note(1, seconds=messages.seconds, messages=1)
+        _progress(app, handling, job).note(1, took=messages.took)
     rest = settle_failures(app, handling, failures, attempt, alarm, alone=True)
     for failure in rest:
         delay = None if job is None else _tell_rq(job, handling, attempt, failure.error)
@@ -202,7 +204,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
         if end:
             if messages.at < len(entries):
                 jobs += _rest(app, handling, job.origin, parcel, messages)
-            progress.note(messages.settled, jobs, seconds=messages.seconds, messages=messages.begun)
+            progress.note(messages.settled, jobs, messages.took)
         elif jobs or messages.settled > progress.done:
             progress.note(messages.settled, jobs)
         for failure, wait_for in zip(rest, waits, strict=True):
@@ -236,7 +238,8 @@ def _alone(app: Flowkit, handling: Handling, queue: str, entry: Entry, attempt: 
 
 def _rest(app: Flowkit, handling: Handling, queue: str, parcel: Parcel, messages: Messages) -> list[Made]:
     """Jobs for what was not begun, of a size that fits what the handler has just been measured to take."""
-    size = fitting(messages.seconds / messages.begun, handling) if messages.begun else handling.job_size
+    took = messages.took
+    size = fitting(took.seconds / took.messages, handling) if took.messages else handling.job_size
     unbegun = parcel.entries[messages.at :]
     jobs = make_jobs(app.reference, handling, queue, unbegun, size=size, attempt=parcel.attempt, place=FRONT)
     return jobs[::-1]  # each is put before the others
@@ -265,8 +268,11 @@ class Messages:
     """The messages of a job, from ``first`` on: handled in order, their responses sent, those that failed.
 
     ``at`` is the position behind the last one that was handled, ``settled`` that behind the last one whose responses, and those
-    of all before it, Kafka has confirmed or refused. ``seconds``: what handling took.
+    of all before it, Kafka has confirmed or refused. ``took``: what handling took.
     """
+
+    _warm = False
+    """Whether this process has handled a message: the first one imports, connects and so on."""
 
     def __init__(
         self,
@@ -288,40 +294,49 @@ class Messages:
         self.attempt = attempt
         self.alarm = alarm
         self.first = self.at = self.settled = first
-        self.seconds = 0.0
+        self.took = NOTHING
         self._call = call or handling.call_queued
         self._sent: deque[tuple[PlainRecord, str, Any]] = deque()
         self._failed: dict[int, Failure] = {}
 
     def handle(self, count: int | None = None, *, seconds: float | None = None) -> None:
         """Handles ``count`` messages (all if not given), but begins none after so many ``seconds``, and where they are
-        ``ordered`` none after one that failed.
+        ``ordered`` none behind one that failed.
         """
-        began = time.monotonic()
         until = self.alarm.until
-        until.at = float("inf") if seconds is None else began + seconds
+        until.at = float("inf") if seconds is None else time.monotonic() + seconds
         if OwnWorker.stopping and seconds is not None:  # a signal came just before the line above
             return
         end = len(self.entries) if count is None else self.at + count
         self.alarm.allow(self.handling.job_timeout)
-        while self.at < end:
+        if not Messages._warm:
+            took = self._handle(self.at + 1)
+            Messages._warm = True
+            if self.at == len(self.entries):
+                self.took = took._replace(cold=True)
+        took = self._handle(end)
+        self.took = Took(self.took.seconds + took.seconds, self.took.messages + took.messages, self.took.cold)
+
+    def _handle(self, end: int) -> Took:
+        first, opening, began = self.at, self.producer.opening, time.monotonic()
+        while self.at < end and not (self.ordered and self._failed):
             done, error = self.handling.run(
                 self.entries[self.at : end],
                 self._send,
                 attempt=self.attempt,
                 received=0.0,
-                until=until,
+                until=self.alarm.until,
                 call=self._call,
             )
             self.at += done
+            if self.ordered:
+                self.attempt = 1  # the others have had none
             if error is not None:
                 self._fail(self.at, error)
                 self.at += 1
-                if self.ordered:
-                    break
             elif self.at < end:
                 break
-        self.seconds += time.monotonic() - began
+        return Took(time.monotonic() - began - (self.producer.opening - opening), self.at - first)
 
     @property
     def begun(self) -> int:

@@ -44,6 +44,9 @@ class Producer:
         self._turn = itertools.count()
         self._keep: Callable[[Response], None] | None = None
         self._closing: list[threading.Thread] = []
+        self.opening = 0.0
+        """Seconds that opening clients, and asking about topics, has taken."""
+        self._met: set[str] = set()
         self._no_open()
         os.register_at_fork(after_in_child=self._after_fork)
 
@@ -70,7 +73,10 @@ class Producer:
             with self._lock:
                 client = self._clients.get(slot)
                 if client is None:
+                    began = time.monotonic()
                     client = self._clients[slot] = self._make(self._settings())
+                    self.opening += time.monotonic() - began
+                    self._met = set()
                     # anew for each client, which closes itself at exit: what was registered last runs first
                     atexit.unregister(self.settle)
                     atexit.register(self.settle)
@@ -229,9 +235,20 @@ class Producer:
             return self._keep(item)
         client = client or self._client
         partition = item.partition
+        if item.topic not in self._met:
+            return self._start_first(item, client)
         if partition is None and item.partition_key is not None:
             partition = client.partition_for(item.topic, item.partition_key)
         return client.send(item.topic, item.value, item.key, item.headers, partition)
+
+    def _start_first(self, item: Response, client: ProducerClient) -> Any:
+        """The first of a topic waits until the client has asked about it."""
+        self._met.add(item.topic)
+        began = time.monotonic()
+        try:
+            return self.start(item, client)
+        finally:
+            self.opening += time.monotonic() - began
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> None:
         """Waits until every started delivery has ended, well or badly, or ``timeout`` seconds have passed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from redis.exceptions import WatchError
 from rq.job import Job
@@ -19,27 +20,46 @@ redis.call('HSET', KEYS[1], '{RUN}', ARGV[1])
 return redis.call('HGET', KEYS[1], '{DONE}') or '0'
 """
 
+PACE = """
+-- Adds what so many messages took to what is known of their topic, which fades. One that also had to warm up a process tells
+-- only where it took less than that.
+local function pace(key, topic, seconds, messages, cold)
+  local before = redis.call('HGET', key, topic)
+  if cold == '1' and not before then return end
+  if before then
+    local s, m = string.match(before, '(%S+) (%S+)')
+    if cold == '1' and seconds * tonumber(m) > tonumber(s) * messages then return end
+    seconds, messages = seconds + 0.7 * tonumber(s), messages + 0.7 * tonumber(m)
+  end
+  redis.call('HSET', key, topic, string.format('%.9f %.3f', seconds, messages))
+end
+"""
+
 # What is done and what is to be tried again move together, and only for the run that counts: a worker that stood still
 # for so long that its job was given to another must not put the same messages back once more.
 NOTE = f"""
 {STORE}
+{PACE}
 if ARGV[1] ~= '' then
   local run = redis.call('HGET', KEYS[3], '{RUN}')
   if run ~= ARGV[1] then return 0 end
-  redis.call('HSET', KEYS[3], '{DONE}', ARGV[2])
 end
-if ARGV[6] ~= '' then store(6) end
-if ARGV[4] ~= '0' then
-  local seconds, messages = tonumber(ARGV[3]), tonumber(ARGV[4])
-  local before = redis.call('HGET', KEYS[4], ARGV[5])
-  if before then
-    local s, m = string.match(before, '(%S+) (%S+)')
-    seconds, messages = seconds + 0.7 * tonumber(s), messages + 0.7 * tonumber(m)
-  end
-  redis.call('HSET', KEYS[4], ARGV[5], string.format('%.9f %.3f', seconds, messages))
-end
+if ARGV[7] ~= '' then store(7) end
+if ARGV[1] ~= '' then redis.call('HSET', KEYS[3], '{DONE}', ARGV[2]) end
+if ARGV[4] ~= '0' then pace(KEYS[4], ARGV[5], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[6]) end
 return 1
 """
+
+
+class Took(NamedTuple):
+    """So many seconds for so many messages; ``cold``: the process had to warm up for them."""
+
+    seconds: float = 0.0
+    messages: int = 0
+    cold: bool = False
+
+
+NOTHING = Took()
 
 
 class Progress:
@@ -60,30 +80,30 @@ class Progress:
         if done is not None:
             self._run, self.done = run, int(done)
 
-    def note(self, done: int, again: Sequence[Made] = (), *, seconds: float = 0.0, messages: int = 0) -> None:
-        """Remembers that so many messages are done with, of which those in ``again`` go on in jobs of their own, and that
-        ``messages`` took so many ``seconds``.
+    def note(self, done: int, again: Sequence[Made] = (), took: Took = NOTHING) -> None:
+        """Remembers that so many messages are done with, of which those in ``again`` go on in jobs of their own, and what some
+        of them took.
 
         Raises ``JobTaken`` if another worker has the job by now, or it was deleted: then nothing was remembered.
         """
         with redis_errors():
             if again and self.writer.shared is None:
-                noted = self._note_by_rq(done, again) and self._note(done, (), seconds, messages)
+                noted = self._note_by_rq(done, again) and self._note(done, (), took)
             else:
-                noted = self._note(done, again, seconds, messages)
+                noted = self._note(done, again, took)
         if not noted:
             raise JobTaken(
                 "this job was deleted, or is another worker's by now, because this one stood still for a minute or more"
             )
         self.done = done
 
-    def _note(self, done: int, again: Sequence[Made], seconds: float, messages: int) -> bool:
+    def _note(self, done: int, again: Sequence[Made], took: Took) -> bool:
         script = self.writer.connection.register_script(NOTE)
         stored = self.writer.arguments(again) if again else [""]
         return bool(
             script(
                 keys=[*self.writer.keys, self.key, paces_key(self.writer.application)],
-                args=[self._run, done, f"{seconds:.9f}", messages, self.topic, *stored],
+                args=[self._run, done, f"{took.seconds:.9f}", took.messages, self.topic, int(took.cold), *stored],
             )
         )
 

@@ -5,6 +5,7 @@ It is part of ``Consumer``, and runs on its thread only.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -12,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .dispatch import Entry, as_failure
+from .durability import LONGEST, Ahead
 from .errors import QueueError, RedisUnavailable
 from .intake import Admitted, Intake
+from .jobqueue import ShardsOccupied
 from .message import Partition, Record, place
 from .signature import name_of
 
@@ -24,7 +27,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.1
-"""Seconds between looks at a queue that was too long."""
+"""Seconds between looks at a queue that was too long, or for the answer that what was queued is safe."""
+
+LINGER = 0.1
+"""Seconds that messages are left to gather while the job of the last few ones still waits for a worker. A job costs far more
+than a message does, so a small load must not become many small jobs; and waiting behind one another costs as much time.
+"""
+
+FEW = 500
+"""Messages of one poll that are not few any more: they are queued as they come."""
+
+NOTE_EVERY = 5.0
+"""Seconds between attempts to note commits that Redis did not take."""
 
 
 class Queueing:
@@ -37,9 +51,15 @@ class Queueing:
         self.intake: Intake | None = None
         if job_queue is not None:
             self.intake = Intake(job_queue, loop.group, loop.handlings, loop.monitor)
+        self.ahead: Ahead | None = None
+        if job_queue is not None and loop.settings.redis_durability == "wait":
+            self.ahead = Ahead(job_queue.keeper(loop.group))
+        self._again: set[Partition] = set()
         self._unmarked: set[Partition] = set()
         self._full: dict[str, set[Partition]] = {}
-        self._look_at = 0.0
+        self._look_at = self._note_at = 0.0
+        self._small: list[str] = []
+        self._sought: set[Partition] = set()
         self._failures = 0
 
     # What the loop tells.
@@ -54,15 +74,39 @@ class Queueing:
         self._unmarked.difference_update(partitions)
         for waiting in self._full.values():
             waiting.difference_update(partitions)
-        if self.intake is not None:
-            self.intake.forget(partitions)
+        if self.ahead is not None:
+            self.ahead.forget(partitions)
+
+    def gather(self) -> None:
+        """Waits, before a poll, while the last jobs wait that were small; for ``LINGER`` seconds at most."""
+        queues, self._small = self._small, []
+        until, pause = time.monotonic() + LINGER, 0.001
+        while queues and self.intake is not None and not self.loop.stopping:
+            try:
+                queues = [queue for queue in queues if self.intake.job_queue.has_jobs(queue)]
+            except RedisUnavailable:
+                return  # the next batch finds out, and says so
+            left = until - time.monotonic()
+            if not queues or left <= 0:
+                return
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, 0.01)
 
     def begin_turn(self) -> None:
         """What is due before the messages of a poll are looked at."""
+        self._sought = set()
         if self._unmarked:
             self._learn_marks()
+        if self.ahead is not None:
+            self._again.clear()
+            self._look_whether_safe()
+            if self.loop.stopping:
+                self.end()
         if self._full and time.monotonic() >= self._look_at:
             self._look_at_full()
+        if self.intake is not None and self.intake.is_behind and time.monotonic() >= self._note_at:
+            self._note_at = time.monotonic() + NOTE_EVERY
+            self.intake.remember({})
 
     def confirmed(self, offsets: Mapping[Partition, int]) -> None:
         """Kafka has taken these offsets."""
@@ -73,7 +117,8 @@ class Queueing:
     @property
     def patience(self) -> float:
         """Seconds the next poll may wait as far as the queues are concerned."""
-        return LOOK_EVERY if self._full else float("inf")
+        waits = self._full or (self.ahead is not None and self.ahead.queued)
+        return LOOK_EVERY if waits else float("inf")
 
     # A batch.
 
@@ -86,13 +131,27 @@ class Queueing:
         counts: dict[Partition, int] = {}
         waiting: dict[str, int] = {}
         lost: dict[Partition, int] = {}
+        refused: set[Partition] = set()
         try:
             for partition, records in batch.items():
                 track = loop.track(partition)
-                if not loop.may_start(partition, track, records[0]):
+                if partition in self._sought:  # these were polled before
                     continue
-                if track.done is not None and records[0].offset < track.done:
-                    self._start_anew(track, partition, records[0].offset)
+                if self.intake is not None and self.intake.is_another(partition, loop.client):
+                    self._read_another(track, partition)
+                    continue
+                if self.ahead is not None and track.done is None:
+                    track.done = records[0].offset  # where it begins, behind which nothing waits for anything
+                with self._as_queued(partition, track):
+                    if not loop.may_start(partition, track, records[0]):
+                        refused.add(partition)
+                        continue
+                    if partition in self._again and track.done is not None:  # it went back since these were polled
+                        loop.client.seek(partition, track.done)
+                        refused.add(partition)
+                        continue
+                    if track.done is not None and records[0].offset < track.done:
+                        self._start_anew(track, partition, records[0].offset)
                 passed: dict[str, list[Entry]] = {}
                 count, error = self._admit(track, records, passed)
                 admitted[partition] = passed
@@ -105,49 +164,68 @@ class Queueing:
                 elif count < len(records):
                     loop.client.seek(partition, records[count].offset)
             if self.intake is not None:
-                waiting, lost = self.intake.put(admitted, moved)
-        except RedisUnavailable as error:
-            self._redis_is_down(error, {partition: records[0].offset for partition, records in batch.items()})
+                safe = {p: loop.tracks[p].done for p in moved} if self.ahead is not None else None
+                waiting, lost = self.intake.put(admitted, moved, safe)
+        except (RedisUnavailable, ShardsOccupied) as error:
+            self._redis_is_down(error, {p: records[0].offset for p, records in batch.items() if p not in refused})
             return
-        if moved:
+        if moved and self.ahead is None:  # else its answer to whether it is safe says so
             self._redis_answers()
         if lost:  # nothing of the whole batch was queued
-            for partition, records in batch.items():
-                self._go_back(partition, lost.get(partition, records[0].offset))
+            for partition in admitted:
+                self._go_back(partition, lost.get(partition, batch[partition][0].offset))
             return
         for partition, offset in moved.items():
             track = loop.tracks[partition]
-            track.done = offset
-            loop.since_commit += counts[partition]
-            loop.tell_consumed(partition, counts[partition])
-            if partition in failed:
-                record, problem = failed[partition]
-                if loop.failed(loop.handlings[partition.topic], track, record, problem):
-                    loop.client.seek(partition, record.offset + 1)
-                    self._pass(partition, record)
+            with self._as_queued(partition, track):
+                track.done = offset
+                loop.since_commit += counts[partition]
+                loop.tell_consumed(partition, counts[partition])
+                if partition in failed:
+                    record, problem = failed[partition]
+                    if loop.failed(loop.handlings[partition.topic], track, record, problem):
+                        loop.client.seek(partition, record.offset + 1)
+                        self._pass(partition, record)
+        if sum(counts.values()) < FEW:
+            self._small = list(waiting)
         for queue, messages in waiting.items():
             if messages > loop.settings.max_backlog:
                 self._hold(queue, messages, [p for p, passed in admitted.items() if queue in passed])
+        if self.ahead is not None:
+            self._look_whether_safe()
+            if loop.stopping:
+                self.end()
 
     def _pass(self, partition: Partition, record: Record) -> None:
         """Moves the mark past a message whose dead letter was sent, so that it is not behind the commit."""
         if self.intake is not None:
             try:
-                self.intake.put({}, {partition: record.offset + 1})
+                _, lost = self.intake.put({}, {partition: record.offset + 1})
             except RedisUnavailable as error:
                 logger.warning("group %s: a mark is not moved: %s", self.group, error)
+            else:
+                for partition, offset in lost.items():
+                    self._go_back(partition, offset)
 
     def _start_anew(self, track: Track, partition: Partition, offset: int) -> None:
         """The topic was made anew while we read it: its offsets begin again, and what they name is new."""
         track.handed = 0
         if self.intake is not None:
-            self.intake.rewind(partition, offset)
+            self.intake.rewind(partition, offset, self.loop.client)
+
+    def _read_another(self, track: Track, partition: Partition) -> None:
+        """The same, where the new topic is longer already than the old one was read: it is read from its first message on."""
+        self.forget([partition])
+        self.loop.client.seek(partition, 0)
+        track.done = track.committed = None
+        self._start_anew(track, partition, 0)
 
     def _go_back(self, partition: Partition, offset: int) -> None:
         track = self.loop.track(partition)
-        if track.resume_at is None:
-            track.done = offset
-            self.loop.client.seek(partition, offset)
+        with self._as_queued(partition, track):
+            if track.resume_at is None or (track.done is not None and offset < track.done):
+                track.done = offset
+                self.loop.client.seek(partition, offset)
 
     def _admit(
         self, track: Track, records: Sequence[Record], passed: dict[str, list[Entry]]
@@ -159,7 +237,7 @@ class Queueing:
         handling = self.loop.handlings[records[0].topic]
         if not handling.before and handling.worker is None and self.intake is not None:
             try:
-                passed[handling.queue] = handling.entries(records, self.loop.received)
+                passed |= handling.by_queue(records, handling.entries(records, self.loop.received))
             except Exception:
                 logger.debug("%s: a message cannot be queued; looking for it", records[0].topic, exc_info=True)
             else:
@@ -202,6 +280,52 @@ class Queueing:
             attempt = 1
         return len(records), None
 
+    # With redis_durability="wait": what is queued is committed when it is safe.
+
+    def _as_queued(self, partition: Partition, track: Track) -> contextlib.AbstractContextManager[None]:
+        """Within it ``track.done`` is how far the partition is queued. See ``Ahead``."""
+        return contextlib.nullcontext() if self.ahead is None else self.ahead.as_queued(partition, track)
+
+    def _look_whether_safe(self, seconds: float = 0.0) -> None:
+        """Looks for the answer to the last question, which lets the loop commit; asks the next one if there is something."""
+        ahead, loop = self.ahead, self.loop
+        assert ahead is not None
+        try:
+            if ahead.keeper.under_way:
+                lost = ahead.keeper.answer(seconds)
+                if lost is None:
+                    return
+                self._take_up_lost([partition for partition in lost if partition in ahead.asked])
+                for partition in list(ahead.asked):
+                    ahead.safe(partition, loop.tracks[partition])
+                self._redis_answers()
+            if ahead.queued:
+                ahead.asked = dict(ahead.queued)
+                ahead.keeper.ask(ahead.asked)
+        except RedisUnavailable as error:
+            delay = self._tell_redis_is_down(error)
+            for partition in list(ahead.queued):  # they come again, and are asked for again
+                ahead.forget([partition])
+                track = loop.tracks[partition]
+                assert track.done is not None
+                loop.put_back(partition, track, track.done, delay)
+
+    def end(self) -> None:
+        """Waits for a few seconds until what was queued is safe: what is not committed at the end comes again."""
+        if self.ahead is not None:
+            until = time.monotonic() + min(LONGEST, self.loop.settings.shutdown_timeout / 2)
+            while self.ahead.queued and time.monotonic() < until:
+                self._look_whether_safe(LOOK_EVERY)
+
+    def _take_up_lost(self, partitions: Sequence[Partition]) -> None:
+        """Queues again what Redis had, and does not have any more; none of it was committed."""
+        assert self.intake is not None
+        if partitions:
+            safe = {partition: self.loop.tracks[partition].done for partition in partitions}
+            for partition, offset in self.intake.look_again(partitions, safe).items():
+                self._go_back(partition, offset)
+                self._again.add(partition)
+
     # A queue that is too long: what fills it waits in Kafka, which is made for that.
 
     def _hold(self, queue: str, messages: int, partitions: Sequence[Partition]) -> None:
@@ -239,7 +363,9 @@ class Queueing:
         waits = [at for at in (loop.tracks[partition].resume_at for partition in partitions) if at is not None]
         if not waits:
             try:
-                self.intake.welcome(partitions, loop.client)
+                if self.ahead is not None:
+                    self.ahead.keeper.look()
+                self._sought = self.intake.welcome(partitions, loop.client)
             except RedisUnavailable as error:
                 waits = [time.monotonic() + self._tell_redis_is_down(error)]
             else:
@@ -250,7 +376,7 @@ class Queueing:
             loop.client.pause(partition)
             loop.tracks[partition].resume_at = min(waits)
 
-    def _tell_redis_is_down(self, error: RedisUnavailable) -> float:
+    def _tell_redis_is_down(self, error: RedisUnavailable | ShardsOccupied) -> float:
         """Gives the seconds until the next try."""
         self._failures += 1
         delay = self.loop.reconnect.delay(self._failures)
@@ -266,9 +392,10 @@ class Queueing:
             self.monitor.notice("recovered", message="Redis answers again", group=self.group)
         self._failures = 0
 
-    def _redis_is_down(self, error: RedisUnavailable, firsts: Mapping[Partition, int]) -> None:
+    def _redis_is_down(self, error: RedisUnavailable | ShardsOccupied, firsts: Mapping[Partition, int]) -> None:
         delay = self._tell_redis_is_down(error)
         for partition, offset in firsts.items():
             track = self.loop.track(partition)
-            if track.resume_at is None:
-                self.loop.put_back(partition, track, offset, delay)
+            with self._as_queued(partition, track):
+                if track.resume_at is None:
+                    self.loop.put_back(partition, track, offset, delay)

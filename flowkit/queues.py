@@ -83,8 +83,8 @@ def paces_key(application: str) -> str:
 
 
 def route_queues(app: Flowkit) -> list[str]:
-    """The queues that the routes name."""
-    return sorted({h.queue for h in app.handlings.values() if not h.inline and h.worker is None})
+    """The queues of the routes; of an ordered one those of its shards."""
+    return sorted({name for h in app.handlings.values() for name in h.queues})
 
 
 def known_queues(connection: redis.Redis, application: str) -> set[str]:
@@ -133,18 +133,24 @@ def _is_call(value: object) -> bool:
 
 
 class Parcel(NamedTuple):
-    """What one job holds: messages of one topic, their application's reference, and the number of their next attempt."""
+    """What one job holds: messages of one topic, their application's reference, and the number of their next attempt.
+
+    The job of a shard holds no messages, but the name of the shard's queue: see ``flowkit.shards``.
+    """
 
     reference: str
     topic: str
     attempt: int
     entries: list[Entry]
+    shard: str | None = None
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Parcel:
         """The arguments of ``perform``. Raises ``QueueError`` for those of a job that flowkit did not write."""
         try:
             reference, topic, attempt, entries = args
+            if attempt == 0 and [type(part) for part in (reference, topic, *entries)] == [str, str, str]:
+                return cls(reference, topic, 0, [], entries[0])
             sound = isinstance(reference, str) and isinstance(attempt, int) and isinstance(entries, list) and entries
             for entry in entries if sound else ():
                 named, partition, offset, _, _, _, _, _ = entry
@@ -165,7 +171,7 @@ class Made(NamedTuple):
     place: str
     description: str
     timeout: int
-    args: tuple[str, str, int, list[Entry]]
+    args: tuple[str, str, int, list[Any]]
     data: bytes
 
     @property
@@ -207,28 +213,39 @@ def _named(topic: str, entries: list[Entry]) -> tuple[str, str]:
     what = f"{topic}[{first[1]}]@{first[2]}"
     if len(entries) > 1:
         what += f" to [{last[1]}]@{last[2]}, {len(entries)} messages"
-    name = f"{topic}-{first[1]}-{first[2]}".replace("_", "__").replace(".", "_d")  # RQ refuses the dot
-    return f"{name}-{len(entries)}-{secrets.token_hex(4)}", what
+    return job_id(f"{topic}-{first[1]}-{first[2]}-{len(entries)}"), what
+
+
+def job_id(name: str) -> str:
+    """An id that begins with ``name``, as RQ takes it, and is that of no other job."""
+    return f"{name.replace('_', '__').replace('.', '_d')}-{secrets.token_hex(4)}"  # RQ refuses the dot
 
 
 # How a job is written. Many go to Redis in one call of a script, together with what must move with them.
 
 STORE = """
--- The jobs in ARGV from at on: a block of fields that they share, then ten arguments each. KEYS[1], KEYS[2]: sets of queues.
-local function store(at)
-  local shared = tonumber(ARGV[at])
-  local common = {unpack(ARGV, at + 1, at + shared)}
-  at = at + shared + 1
+-- The block of fields in ARGV at that jobs have alike, and where it ends.
+local function alike(at)
+  local count = tonumber(ARGV[at])
+  return {unpack(ARGV, at + 1, at + count)}, at + count + 1
+end
+-- The job in ARGV at: ten arguments. KEYS[1], KEYS[2]: sets of queues.
+local function write(at, common)
+  local key, list, id, place = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  redis.call('HSET', key, 'origin', ARGV[at + 4], 'status', ARGV[at + 5], 'timeout', ARGV[at + 6],
+    'description', ARGV[at + 7], 'data', ARGV[at + 8], unpack(common))
+  if place == '' then redis.call('RPUSH', list, id)
+  elseif place == 'front' then redis.call('LPUSH', list, id)
+  else redis.call('ZADD', list, place, id) end
+  local queue = ARGV[at + 9]
+  redis.call('SADD', KEYS[1], queue)
+  redis.call('SADD', KEYS[2], queue)
+end
+-- The jobs in ARGV from at up to the end, behind what they have alike, if that was not read yet.
+local function store(at, common)
+  if not common then common, at = alike(at) end
   while at <= #ARGV do
-    local key, list, id, place = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-    redis.call('HSET', key, 'origin', ARGV[at + 4], 'status', ARGV[at + 5], 'timeout', ARGV[at + 6],
-      'description', ARGV[at + 7], 'data', ARGV[at + 8], unpack(common))
-    if place == '' then redis.call('RPUSH', list, id)
-    elseif place == 'front' then redis.call('LPUSH', list, id)
-    else redis.call('ZADD', list, place, id) end
-    local queue = ARGV[at + 9]
-    redis.call('SADD', KEYS[1], queue)
-    redis.call('SADD', KEYS[2], queue)
+    write(at, common)
     at = at + 10
   end
 end
@@ -267,25 +284,33 @@ class Writer:
 
     def arguments(self, jobs: Iterable[Made]) -> list[Any]:
         """The jobs as ``STORE`` takes them."""
+        arguments = self.alike()
+        for job in jobs:
+            arguments += self.fields(job)
+        return arguments
+
+    def alike(self) -> list[Any]:
+        """What all jobs that are written now have alike."""
         assert self.shared is not None
         now = utcformat(datetime.now(UTC))
-        arguments: list[Any] = [len(self.shared) + 4, "created_at", now, "enqueued_at", now, *self.shared]
-        for job in jobs:
-            queue = Queue(job.queue, connection=self.connection)
-            later = job.place not in (BACK, FRONT)
-            arguments += (
-                Job.key_for(job.id),
-                ScheduledJobRegistry(job.queue, connection=self.connection).key if later else queue.key,
-                job.id,
-                job.place,
-                job.queue,
-                (JobStatus.SCHEDULED if later else JobStatus.QUEUED).value,
-                job.timeout,
-                job.description,
-                job.data,
-                queue.key,
-            )
-        return arguments
+        return [len(self.shared) + 4, "created_at", now, "enqueued_at", now, *self.shared]
+
+    def fields(self, job: Made) -> tuple[Any, ...]:
+        """What only this job has."""
+        queue = Queue(job.queue, connection=self.connection)
+        later = job.place not in (BACK, FRONT)
+        return (
+            Job.key_for(job.id),
+            ScheduledJobRegistry(job.queue, connection=self.connection).key if later else queue.key,
+            job.id,
+            job.place,
+            job.queue,
+            (JobStatus.SCHEDULED if later else JobStatus.QUEUED).value,
+            job.timeout,
+            job.description,
+            job.data,
+            queue.key,
+        )
 
     def by_rq(self, pipe: Any, jobs: Iterable[Made]) -> None:
         """The same through RQ's own functions, as commands of a transaction."""

@@ -81,6 +81,8 @@ class Route:
     job_size: int | None = None
     job_seconds: float | None = None
     job_timeout: float | None = None
+    ordered: bool | None = None
+    shards: int | None = None
     declarations: dict[str, Declaration] = field(default_factory=dict)
 
     @property
@@ -109,6 +111,8 @@ class TopicOptions(TypedDict, total=False):
     - ``dead_letter``: topic for messages that failed every attempt.
     - ``job_size``: most messages in one RQ job. ``job_seconds``: seconds of work that a job is to hold, by what handlers were
       measured to take. ``job_timeout``: seconds one message may take in a worker.
+    - ``ordered``: True queues messages with the same key so that they are handled one after the other, whichever worker has
+      them. ``shards``: the number of queues that they are divided among by their keys (4); each needs one worker process.
     """
 
     group: str
@@ -123,6 +127,8 @@ class TopicOptions(TypedDict, total=False):
     job_size: int
     job_seconds: float
     job_timeout: float
+    ordered: bool
+    shards: int
 
 
 class ResponseOptions(TypedDict, total=False):
@@ -138,6 +144,8 @@ class ResponseOptions(TypedDict, total=False):
     multiple_usage: bool
     parser: Any
 
+
+MOST_SHARDS = 256
 
 OPTIONS = frozenset(TopicOptions.__annotations__)
 RESPONSE_OPTIONS = frozenset(ResponseOptions.__annotations__)
@@ -175,10 +183,32 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
             isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf")
         ):
             raise ConfigurationError(f"topic {topic!r}: {name} is a number of seconds above 0, not {seconds!r}")
+    _check_order(topic, options)
     if options.get("inline") not in (None, True, False):
         raise ConfigurationError(f"topic {topic!r}: inline is True or False, not {options['inline']!r}")
     if options.get("inline") and (options.get("queue") or options.get("worker")):
         raise ConfigurationError(f"topic {topic!r}: inline=True runs in the consumer; remove queue= and worker=")
+
+
+def _check_order(topic: str, options: dict[str, Any]) -> None:
+    ordered, shards = options.get("ordered"), options.get("shards")
+    if ordered not in (None, True, False):
+        raise ConfigurationError(f"topic {topic!r}: ordered is True or False, not {ordered!r}")
+    if shards is not None:
+        if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= MOST_SHARDS:
+            raise ConfigurationError(
+                f"topic {topic!r}: shards is a whole number from 1 to {MOST_SHARDS}, not {shards!r}"
+            )
+        if not ordered:
+            raise ConfigurationError(f"topic {topic!r}: shards={shards} is for ordered=True only; add it")
+    if ordered and options.get("inline"):
+        raise ConfigurationError(
+            f"topic {topic!r}: inline=True keeps the order of each partition by itself; remove ordered=True"
+        )
+    if ordered and options.get("worker") is not None:
+        raise ConfigurationError(
+            f"topic {topic!r}: ordered=True is kept in RQ's queues, and worker= takes the messages elsewhere; remove one"
+        )
 
 
 def check_parser(where: str, parser: Any) -> None:

@@ -18,12 +18,13 @@ from .clients import MakeConsumer
 from .consumer import Consumer
 from .coroutines import LOOP_THREAD
 from .dispatch import Handling
-from .errors import ConfigurationError
+from .errors import ConfigurationError, RedisUnavailable
 from .health import Doors, Health, Part
 from .settings import unknown_name
 
 if TYPE_CHECKING:
     from .app import Flowkit
+    from .jobqueue import JobQueue
     from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ class Server:
             from .jobqueue import JobQueue
 
             job_queue = JobQueue(app.settings.redis, app.settings.name, app.reference)
+            if app.settings.redis_durability == "wait":
+                _look_at_durability(job_queue)
         make_client = self._make_client
         if make_client is None:
             from .clients.kafka_python import Consumer as KafkaConsumer
@@ -257,6 +260,16 @@ class Server:
                 _stack(thread),
             )
         return not stuck
+
+
+def _look_at_durability(job_queue: JobQueue) -> None:
+    """Refuses a Redis that cannot give what ``redis_durability="wait"`` asks for; one that is away is looked at later."""
+    from .durability import waits
+
+    try:
+        waits(job_queue.redis)
+    except RedisUnavailable as error:
+        logger.warning("whether Redis can keep what is queued is not known yet: %s", error)
 
 
 def _stack(thread: threading.Thread) -> str:

@@ -7,28 +7,49 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
-from rq import Queue, Worker
+from rq import Queue
+from rq.command import PUBSUB_CHANNEL_TEMPLATE
+from rq.executions import Execution
 from rq.scheduler import RQScheduler
 
 from .errors import RedisUnavailable
 from .jobs import OwnJob
-from .queues import Envelope, connect, known_queues, redis_errors
+from .queues import Envelope, Writer, connect, known_queues, redis_errors
+from .shards import restore_ticket
 
 logger = logging.getLogger(__name__)
 
 EVERY = 1.0
 """Seconds between looks at the due retries, and for new queues; RQ's own scheduler looks as often."""
 
-CLEAN_EVERY = 15.0
+CLEAN_EVERY = 10.0
 """Seconds between looks for jobs of killed workers."""
 
-CLEAN_LOCK = 60
-"""Seconds after which others may look for them if whoever does it is killed meanwhile."""
+CLEAN_LOCK = 20
+"""Seconds after which others may look for them if whoever does it is killed meanwhile. RQ's own workers take 899."""
+
+LOCK = 30
+"""Seconds after which another may look at the due retries, if whoever did it was killed. RQ's own scheduler takes 61."""
+
+BEAT = 30.0
+"""Seconds between the heartbeats of a job under a plain `rq worker`, if its --job-monitoring-interval says no more."""
+
+LATE = 10.0
+"""Seconds that a heartbeat may be late."""
+
+TAKEN = 20.0
+"""Seconds after which a job that was taken from its queue and not begun goes back: its worker was killed in between."""
+
+PUT_BACK = """
+if redis.call('lrem', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+redis.call('lpush', KEYS[2], ARGV[1])
+return 1
+"""
 
 
 class Upkeep(threading.Thread):
@@ -40,11 +61,15 @@ class Upkeep(threading.Thread):
         super().__init__(name="flowkit-upkeep", daemon=True)
         self.redis = connect(redis_settings)
         self.application = application
+        self._writer = Writer(self.redis, application)
         self._ended = threading.Event()
         self._check_redis = check_redis
         self._scheduler: RQScheduler | None = None
         self._queues: list[Queue] = []
         self._clean_at = 0.0
+        self._deaf: dict[str, set[str]] = {}
+        self._taken: dict[str, dict[str, float]] = {}
+        self._put_back = self.redis.register_script(PUT_BACK)
 
     def run(self) -> None:
         while not self._ended.wait(EVERY):
@@ -53,6 +78,7 @@ class Upkeep(threading.Thread):
                     self.turn()
             except RedisUnavailable as error:
                 logger.warning("retries wait: %s", error)
+                self._deaf.clear()  # who does not listen may only have to connect again, as we do
                 self._ended.wait(CLEAN_EVERY)
             except Exception:
                 logger.exception("looking after the queues failed; trying again")
@@ -80,15 +106,15 @@ class Upkeep(threading.Thread):
         cleaning = time.monotonic() >= self._clean_at
         if cleaning:
             self._clean_at = time.monotonic() + CLEAN_EVERY
-        self._look_for_queues(refresh=cleaning)
+        self._look_for_queues()
         if self._scheduler is not None and self._scheduler.acquired_locks:
             self._scheduler.enqueue_scheduled_jobs()
         if cleaning:  # last: if it fails, the due retries are back
             for queue in self._queues:
                 self._clean(queue)
 
-    def _look_for_queues(self, *, refresh: bool) -> None:
-        """Takes RQ's scheduler lock of each queue, and holds on to it."""
+    def _look_for_queues(self) -> None:
+        """Takes RQ's scheduler lock of each queue, or sees that it still has it."""
         names = sorted(known_queues(self.redis, self.application))
         if names != [queue.name for queue in self._queues]:
             self._queues = [
@@ -96,35 +122,80 @@ class Upkeep(threading.Thread):
             ]
             if self._scheduler is not None:
                 self._scheduler.release_locks()
-            self._scheduler = (
-                RQScheduler(names, connection=self.redis, serializer=Envelope, logging_level=logging.WARNING)
-                if names
-                else None
+            self._scheduler = None
+        if names and self._scheduler is None:
+            self._scheduler = RQScheduler(
+                names,
+                connection=self.redis,
+                serializer=Envelope,
+                logging_level=logging.WARNING,
+                interval=LOCK - 60,  # RQ lets a lock live for a minute more
             )
-            refresh = True
-        if refresh and self._scheduler is not None:
+        if self._scheduler is not None:
             self._scheduler.acquire_locks()
 
     def _clean(self, queue: Queue) -> None:
         """Under the lock of RQ's own workers, which do the same every ten minutes, so that no job is put back twice."""
-        if not self.redis.set(queue.registry_cleaning_key, 1, nx=True, ex=CLEAN_LOCK):
+        lock = queue.registry_cleaning_key
+        if not self.redis.set(lock, 1, nx=True, ex=CLEAN_LOCK):
+            left: Any = self.redis.ttl(lock)
+            if left > CLEAN_LOCK:  # of a worker of RQ, which does this when it starts, and may have been killed then
+                self.redis.expire(lock, CLEAN_LOCK)
             return
         try:
+            self._expire_gone(queue)
             queue.started_job_registry.cleanup()
-            # One name, because RQ keeps a count of failures by it; a small ttl, because a larger one would raise the
-            # time-out of our connection.
-            janitor = Worker(
-                [queue],
-                name="flowkit-upkeep",
-                connection=self.redis,
-                serializer=Envelope,
-                job_class=OwnJob,
-                prepare_for_work=False,
-                worker_ttl=15,
-            )
-            queue.intermediate_queue.cleanup(janitor, queue)
+            self._put_back_taken(queue)
+            restore_ticket(self._writer, queue)
         finally:
             queue.release_maintenance_lock()
+
+    def _expire_gone(self, queue: Queue) -> None:
+        """Ends the time of jobs whose worker is gone: RQ would give those of a plain `rq worker` 90 seconds.
+
+        Gone is a worker that has missed a heartbeat, and that listened to RQ's commands neither now nor at the last look. The
+        socket on which it listens is open in its horse too, so the job of a horse that goes on without its worker is not taken.
+        """
+        key = queue.started_job_registry.key
+        entries: Any = self.redis.zrange(key, 0, -1, withscores=True)
+        executions = [(Execution.from_composite_key(entry.decode(), self.redis), until) for entry, until in entries]
+        with self.redis.pipeline(transaction=False) as pipe:
+            for execution, _ in executions:
+                pipe.hmget(execution.key, "worker_name", "last_heartbeat")
+            found: list[Any] = pipe.execute()
+        now = time.time()
+        channels: dict[str, str] = {}
+        late: set[str] = set()
+        for (execution, until), (worker, beat) in zip(executions, found, strict=True):
+            if worker and beat:
+                channels[execution.composite_key] = PUBSUB_CHANNEL_TEMPLATE % worker.decode()
+                if now - float(beat) > max(BEAT, until - float(beat) - 60) + LATE:
+                    late.add(execution.composite_key)
+        heard = {channel.decode() for channel, count in self._listeners(channels.values()) if count}
+        deaf = {entry for entry, channel in channels.items() if channel not in heard}
+        if gone := deaf & late & self._deaf.get(queue.name, set()):
+            logger.warning("%d jobs of killed workers go back to queue %s", len(gone), queue.name)
+            self.redis.zadd(key, dict.fromkeys(gone, 1), xx=True)
+        self._deaf[queue.name] = deaf
+
+    def _listeners(self, channels: Iterable[str]) -> list[tuple[bytes, int]]:
+        found: Any = self.redis.pubsub_numsub(*channels) if channels else []
+        return list(found)
+
+    def _put_back_taken(self, queue: Queue) -> None:
+        """Jobs that nobody has begun: RQ would count that as a failure of theirs, and take up to twenty minutes."""
+        now = time.monotonic()
+        before = self._taken.get(queue.name, {})
+        ids = set(queue.intermediate_queue.get_job_ids()).difference(
+            queue.started_job_registry.get_job_ids(cleanup=False)
+        )
+        taken = {id_: before.get(id_, now) for id_ in ids}
+        self._taken[queue.name] = taken
+        for id_, since in taken.items():
+            if now - since >= TAKEN and self._put_back([queue.intermediate_queue_key, queue.key], [id_]):
+                logger.warning(
+                    "job %s was taken by a worker that was killed; it goes back to queue %s", id_, queue.name
+                )
 
 
 def weaknesses(redis: Redis) -> list[str]:

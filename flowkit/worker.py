@@ -25,7 +25,7 @@ from rq.job_lifecycle import call_exception_handlers
 from rq.registry import BaseRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.results import Result
 from rq.suspension import WORKERS_SUSPENDED
-from rq.utils import get_version, now, utcformat
+from rq.utils import now, utcformat
 from rq.worker.base import WorkerStatus
 
 from .jobs import OwnJob, OwnWorker
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 HEARTBEAT = 10.0
 """Seconds between the heartbeats of a running job."""
 
-LIFE = 45
+LIFE = 40
 """Seconds after its last heartbeat until a job counts as its dead worker's, and goes back to its queue."""
 
 GRACE = 60.0
@@ -63,10 +63,12 @@ return id and {id, redis.call('hgetall', ARGV[1] .. id)}
 
 WRITE = """
 if redis.call('exists', KEYS[1]) == 1 then return 0 end
+if KEYS[2] and redis.call('lrem', KEYS[2], 1, ARGV[2]) == 0 then return 0 end
 for _, command in ipairs(cjson.decode(ARGV[1])) do redis.call(unpack(command)) end
 return 1
 """
-"""All commands of a transaction, as JSON; none if there is KEYS[1], which RQ would WATCH."""
+"""All commands of a transaction, as JSON. None if there is KEYS[1], which RQ would WATCH, or if ARGV[2] cannot be taken off the
+list KEYS[2], because it was put back."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -176,9 +178,6 @@ class Worker(SimpleWorker):
 
     def _take(self, *, burst: bool) -> tuple[Job, Queue] | None:
         (queue,) = self.queues
-        if get_version(self.connection) < (6, 2, 0):  # has no LMOVE
-            super().check_for_suspension(burst)
-            return None
         keys = [queue.key, queue.intermediate_queue_key, WORKERS_SUSPENDED]
         self._state = WorkerStatus.BUSY  # a signal must not come between a job and its beginning
         while not self._stop_requested:
@@ -202,29 +201,32 @@ class Worker(SimpleWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         execution = self.prepare_execution(job)
-        timeout = job.timeout or Queue.DEFAULT_TIMEOUT
-        overdue = math.inf if timeout < 0 else time.monotonic() + timeout + GRACE
-        self._in_hand = (job, execution, overdue)
-        try:
-            self.perform_job(job, queue, execution)
-        finally:
-            self._in_hand = None
-            self.executed += 1
+        if execution.id in self.executions:
+            timeout = job.timeout or Queue.DEFAULT_TIMEOUT
+            overdue = math.inf if timeout < 0 else time.monotonic() + timeout + GRACE
+            self._in_hand = (job, execution, overdue)
+            try:
+                self.perform_job(job, queue, execution)
+            finally:
+                self._in_hand = None
+        self.executed += 1
         self._state = WorkerStatus.IDLE  # in Redis too, once there is no next job
 
     def prepare_execution(self, job: Job) -> Execution:
-        """Notes that the job has begun and is no longer only taken: at once, where RQ has two steps."""
+        """Notes that the job has begun and is no longer only taken: at once, where RQ has two steps.
+
+        If it has been put back meanwhile, because this process stood still for so long, it is not begun.
+        """
         (queue,) = self.queues
         pipe = self.connection.pipeline()
         execution = Execution.create(job, LIFE, pipeline=pipe, worker_name=self.name)
-        self.executions[execution.id] = execution
         self.set_state(WorkerStatus.BUSY, pipe)
         if time.monotonic() >= self._eased_until:
             self.heartbeat(pipeline=pipe)
         job.prepare_for_execution(self.name, pipeline=pipe)
         pipe.persist(job.key)
-        pipe.lrem(queue.intermediate_queue_key, 1, job.id)
-        self._write(pipe)
+        if self._write(pipe, taken=(queue.intermediate_queue_key, job.id)):
+            self.executions[execution.id] = execution
         return execution
 
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:  # noqa: ARG002
@@ -237,7 +239,7 @@ class Worker(SimpleWorker):
         """Notes the end of a job that nothing else hangs on, which those of flowkit are; any other is left to RQ."""
         ttl = job.get_result_ttl(self.default_result_ttl)
         linked = job.repeats_left or job._dependency_ids or job.has_rate_limit
-        if linked or ttl <= 0 or not self._write(self._success(job, execution, ttl), job.dependents_key):
+        if linked or ttl <= 0 or not self._write(self._success(job, execution, ttl), unless=job.dependents_key):
             super().handle_job_success(job, queue, started_job_registry, execution)
 
     def _success(self, job: Job, execution: Execution, ttl: int) -> Pipeline:
@@ -264,10 +266,17 @@ class Worker(SimpleWorker):
         self.cleanup_execution(job, pipe, execution)
         return pipe
 
-    def _write(self, pipe: Pipeline, unless: str = "") -> bool:
-        """Does what is in a pipeline, in one call and at once. Gives False and does nothing if there is a key ``unless``."""
-        commands = [words for words, _ in pipe.command_stack]
-        return bool(self._write_script([unless], [orjson.dumps(commands, default=bytes.decode)]))
+    def _write(self, pipe: Pipeline, *, unless: str = "", taken: tuple[str, str] | None = None) -> bool:
+        """Does what is in a pipeline, in one call and at once. Gives False and does nothing if there is a key ``unless``, or
+        if the job ``taken`` is not in that list any more.
+        """
+        words = orjson.dumps([command for command, _ in pipe.command_stack], default=bytes.decode)
+        keys: list[str] = [unless]
+        arguments: list[Any] = [words]
+        if taken:
+            keys.append(taken[0])
+            arguments.append(taken[1])
+        return bool(self._write_script(keys, arguments))
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """RQ logs the error of a job with all its frames; that of a message has been told by then."""

@@ -33,6 +33,9 @@ LOOK_EVERY = 1.0
 RESTART = Retry(first=0.5, cap=15.0)
 """Waits before a worker that died is started again."""
 
+HEALTHY = 60.0
+"""Seconds of life after which the deaths of a worker before it count no more."""
+
 PRESS_EVERY = 1.5
 """Seconds between the signals to a process that is to end now: RQ takes two within a second for one."""
 
@@ -80,6 +83,7 @@ class Workers:
         self.fixed = queues
         self.burst = burst
         self.processes = processes
+        self._shards = {name for handling in app.handlings.values() for name in handling.shards}
         self.max_jobs = max_jobs
         self._pids: dict[int, Seat] = {}
         self._deaths: dict[Seat, int] = {}
@@ -212,8 +216,9 @@ class Workers:
             )
 
     def _seat(self, queue: str) -> None:
-        """Lets the processes of a queue start at the next turn."""
-        self._start_at.update({Seat(queue, number): 0.0 for number in range(self.processes)})
+        """Lets the processes of a queue start at the next turn: one for a shard, where another would have nothing to do."""
+        processes = 1 if queue in self._shards else self.processes
+        self._start_at.update({Seat(queue, number): 0.0 for number in range(processes)})
 
     def _reap(self) -> None:
         for pid in list(self._pids):
@@ -221,7 +226,7 @@ class Workers:
             if not ended:
                 continue
             seat = self._pids.pop(pid)
-            del self._forked_at[pid]
+            lived = time.monotonic() - self._forked_at.pop(pid)
             self._seen_at.pop(pid, None)
             code = os.waitstatus_to_exitcode(status)
             if self._stopping or self.burst:
@@ -233,7 +238,7 @@ class Workers:
                 self._deaths.pop(seat, None)
                 self._start_at[seat] = 0.0
                 continue
-            self._deaths[seat] = self._deaths.get(seat, 0) + 1
+            self._deaths[seat] = 1 if lived > HEALTHY else self._deaths.get(seat, 0) + 1
             delay = RESTART.delay(self._deaths[seat])
             logger.error("the worker of queue %s ended with %d; a new one starts in %.1f s", seat.queue, code, delay)
             self._start_at[seat] = time.monotonic() + delay

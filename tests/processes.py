@@ -68,6 +68,34 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
+    def kill_child(self, timeout: float = 60) -> int:
+        """SIGKILL to a child of it, for example the work horse that has the job in hand, as soon as there is one.
+
+        Gives the process id.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            for pid in self.children():
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(pid, signal.SIGKILL)
+                    return pid
+            time.sleep(0.002)
+        raise AssertionError(f"{' '.join(self.command)} had no child to kill within {timeout:g} s")
+
+    def kill_with_children(self) -> list[int]:
+        """SIGKILL to it and to its children, as when their machine fails. Gives the process ids.
+
+        First to it, so that it sees no child die. The horse of ``rq worker`` is in a process group of its own.
+        """
+        self.popen.send_signal(signal.SIGSTOP)  # so that it has no other children afterwards
+        children = self.children()
+        self.popen.kill()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.popen.wait()
+        return [self.pid, *children]
+
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 

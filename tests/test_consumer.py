@@ -22,9 +22,11 @@ from flowkit.clients.memory import Consumer as MemoryConsumer
 from flowkit.consumer import LONGEST_BATCH, Consumer
 from flowkit.coroutines import close_loop
 from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError, RedisUnavailable
-from flowkit.jobqueue import Mark, Marks, MarksMoved, Pack, Queued
+from flowkit.jobqueue import MarksMoved, Pack, Queued
+from flowkit.marks import Mark
 from flowkit.message import Partition
 from flowkit.producer import Producer
+from flowkit.queueing import LINGER
 
 NOWAIT = Retry(first=0)
 HOUR = 3600.0
@@ -69,39 +71,54 @@ class Redis:
     def __init__(self) -> None:
         self.queued: dict[Partition, int] = {}
         self.noted: dict[Partition, int] = {}
+        self.eras: dict[Partition, str] = {}
         self.jobs: list[tuple[str, int, int]] = []
         self.queues: list[str] = []
         self.down = 0
         self.before_enqueue: Callable[[], None] = lambda: None
         self.enqueued = 0
         self.backlog = 0
+        self.untaken = False
+        self.asked: list[str] = []
 
     def _ask(self) -> None:
         if self.down:
             self.down -= 1
             raise RedisUnavailable("Redis does not answer")
 
-    def marks(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Mark]:
-        self._ask()
-        return {p: Mark(self.queued.get(p), self.noted.get(p)) for p in partitions}
+    @property
+    def marks(self) -> Redis:
+        return self
 
-    def rewind(self, group: str, partition: Partition, offset: int | None) -> None:
+    def read(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Mark]:
         self._ask()
-        for marks in (self.queued, self.noted):
+        return {p: Mark(self.queued.get(p), self.noted.get(p), self.eras.get(p)) for p in partitions}
+
+    def change(self, group: str, partition: Partition, before: Mark, after: Mark) -> bool:
+        self._ask()
+        if (self.queued.get(partition), self.eras.get(partition)) != (before.queued, before.era):
+            return False
+        for marks, value in ((self.queued, after.queued), (self.noted, after.committed), (self.eras, after.era)):
             marks.pop(partition, None)
-            if offset is not None:
-                marks[partition] = offset
+            if value is not None:
+                marks[partition] = value
+        return True
 
-    def committed(self, group: str, offsets: Mapping[Partition, int]) -> None:
+    def note(self, group: str, offsets: Mapping[Partition, tuple[int, str]]) -> None:
         self._ask()
-        self.noted.update(offsets)
+        for partition, (offset, era) in offsets.items():
+            if self.eras.get(partition) == era:
+                self.noted[partition] = max(offset, self.noted.get(partition, -1))
 
-    def enqueue(self, group: str, packs: Sequence[Pack], expected: Marks, moved: Mapping[Partition, int]) -> Queued:
+    def enqueue(
+        self, group: str, packs: Sequence[Pack], expected: Mapping[Partition, Mark], moved: Mapping[Partition, int]
+    ) -> Queued:
         self.before_enqueue()
         self._ask()
         self.enqueued += 1
-        if any(self.queued.get(partition) != expected.get(partition) for partition in moved):
-            raise MarksMoved
+        for p in moved:
+            if (self.queued.get(p), self.eras.get(p)) != (expected[p].queued, expected[p].era):
+                raise MarksMoved
         self.queued.update(moved)
         for pack in packs:
             self.jobs += [(pack.handling.topic, entry[1], entry[2]) for entry in pack.entries]
@@ -111,6 +128,10 @@ class Redis:
     def waiting(self, queue: str) -> int:
         self._ask()
         return self.backlog
+
+    def has_jobs(self, queue: str) -> bool:
+        self.asked.append(queue)
+        return bool(self.untaken)
 
     def put(self, partition: Partition, offsets: Iterable[int]) -> None:
         """What another consumer of the group does."""
@@ -1278,6 +1299,38 @@ def test_what_redis_has_lost_is_queued_again(clock: Clock, caplog: pytest.LogCap
     assert "Redis knows jobs of a[0] up to offset 1 only, though they went up to 3" in caplog.text
 
 
+def test_few_messages_gather_while_the_job_before_them_waits(clock: Clock) -> None:
+    redis = Redis()
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", 1)
+    loop.turn()
+    assert redis.asked == []
+    redis.untaken = True
+    began = clock.now
+    loop.put("a", 2)
+    loop.turn()
+    assert LINGER <= clock.now - began < 2 * LINGER
+    assert redis.jobs == jobs(0, 1)
+    redis.untaken = False
+    began = clock.now
+    loop.turn()
+    assert clock.now == began
+    redis.asked.clear()
+    loop.turn()  # nothing was queued by the turn before
+    assert redis.asked == []
+
+
+def test_many_messages_do_not_wait(clock: Clock) -> None:
+    redis = Redis()
+    redis.untaken = True
+    loop = Loop(queued_app(), clock, redis)
+    loop.put("a", *range(1_200))
+    began = clock.now
+    loop.turn(3)
+    assert clock.now == began
+    assert len(redis.jobs) == 1_200
+
+
 def test_a_mark_behind_the_commit_is_said_aloud_at_the_start(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     redis = Redis()
     redis.queued[A] = redis.noted[A] = 1
@@ -1288,7 +1341,7 @@ def test_a_mark_behind_the_commit_is_said_aloud_at_the_start(clock: Clock, caplo
     loop.turn()
     assert redis.jobs == jobs(3)
     assert "Redis knows jobs of a[0] up to offset 1 only" in caplog.text
-    assert "ran inline before; to queue them again, set the offsets of group g back" in caplog.text
+    assert "or was set forward; to queue them again, set the offsets of group g back" in caplog.text
     # and it is said once
     caplog.clear()
     Loop(queued_app(), clock, redis, broker=loop.broker).turn()

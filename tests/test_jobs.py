@@ -29,14 +29,16 @@ from flowkit.clients.memory import Broker
 from flowkit.dispatch import Handling
 from flowkit.errors import DeliveryError, QueueError, RedisUnavailable, RouteNotFound
 from flowkit.interchangers import Base64
-from flowkit.jobqueue import JobQueue, Mark, Marks, MarksMoved, Pack
+from flowkit.jobqueue import JobQueue, MarksMoved, Pack
 from flowkit.jobs import SPLIT_AFTER, OwnWorker, perform
+from flowkit.marks import Mark
 from flowkit.message import Partition, PlainRecord
 from flowkit.producer import Producer
 from flowkit.queues import PERFORM, RUNS, Envelope, connect, known_queues, redis_errors
 from flowkit.upkeep import Upkeep
 from flowkit.worker import Worker
 
+NEW = {Partition("orders", 0): Mark()}
 AT_ONCE = Retry(attempts=3, first=0, jitter=0)
 HELD = signal.SIGINT, signal.SIGTERM, signal.SIGALRM
 
@@ -70,7 +72,7 @@ class Shop:
         ]
         before = {job.id for job in self.jobs(queue)}
         pack = Pack(handling, queue, entries)
-        self.queue.enqueue(handling.group, [pack], {Partition(topic, 0): None}, {Partition(topic, 0): len(values)})
+        self.queue.enqueue(handling.group, [pack], {Partition(topic, 0): Mark()}, {Partition(topic, 0): len(values)})
         return [job for job in self.jobs(queue) if job.id not in before]
 
     def jobs(self, queue: str = "default") -> list[Job]:
@@ -240,9 +242,9 @@ def test_topics_that_differ_only_in_dots_underscores_and_dashes_do_not_share_ids
 def test_jobs_and_marks_move_together(shop: Shop) -> None:
     shop.app.add_topic("orders", lambda payload: None)
     partition = Partition("orders", 0)
-    assert shop.queue.marks("shop_orders", [partition]) == {partition: Mark(None, None)}
+    assert shop.queue.marks.read("shop_orders", [partition]) == {partition: Mark(None, None)}
     shop.enqueue("orders", b"1", b"2")
-    assert shop.queue.marks("shop_orders", [partition]) == {partition: Mark(2, None)}
+    assert shop.queue.marks.read("shop_orders", [partition]) == {partition: Mark(2, None)}
 
 
 def test_several_partitions_and_queues_go_in_one_call(shop: Shop) -> None:
@@ -251,9 +253,9 @@ def test_several_partitions_and_queues_go_in_one_call(shop: Shop) -> None:
     entries = [handling.entry(PlainRecord("orders", n, 5, 0, None, b"1"), 0.0, b"1") for n in range(3)]
     packs = [Pack(handling, "default", entries[:2]), Pack(handling, "express", entries[2:])]
     marks = {Partition("orders", number): 6 for number in range(3)}
-    queued = shop.queue.enqueue("shop_orders", packs, dict.fromkeys(marks), marks)
+    queued = shop.queue.enqueue("shop_orders", packs, dict.fromkeys(marks, Mark()), marks)
     assert queued == ([1, 1], {"default": 2, "express": 1})
-    assert shop.queue.marks("shop_orders", list(marks)) == {p: Mark(6, None) for p in marks}
+    assert shop.queue.marks.read("shop_orders", list(marks)) == {p: Mark(6, None) for p in marks}
     assert (len(shop.jobs()), len(shop.jobs("express"))) == (1, 1)
 
 
@@ -269,12 +271,15 @@ def test_if_a_mark_is_not_the_expected_one_nothing_is_written(shop: Shop, expect
         shop.queue.enqueue(
             "shop_orders",
             [Pack(handling, "default", [entry])],
-            {other: None, partition: expected},
+            {other: Mark(), partition: Mark(expected)},
             {other: 1, partition: 3},  # the first would be fine alone
         )
     assert set(shop.redis.keys()) == keys
     assert len(shop.jobs()) == 1
-    assert shop.queue.marks("shop_orders", [partition, other]) == {partition: Mark(2, None), other: Mark(None, None)}
+    assert shop.queue.marks.read("shop_orders", [partition, other]) == {
+        partition: Mark(2, None),
+        other: Mark(None, None),
+    }
 
 
 def test_a_call_whose_reply_got_lost_can_be_repeated(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,26 +295,62 @@ def test_a_call_whose_reply_got_lost_can_be_repeated(shop: Shop, monkeypatch: py
         raise RedisTimeoutError("Timeout reading from socket")
 
     monkeypatch.setattr(queue, "_script", and_then_silence)
-    before: Marks = {partition: None}
+    before = {partition: Mark()}
     call = ("shop_orders", [Pack(handling, "default", [entry])], before, {partition: 1})
     with pytest.raises(RedisUnavailable):
         queue.enqueue(*call)
     monkeypatch.setattr(queue, "_script", script)
     with pytest.raises(MarksMoved):
         queue.enqueue(*call)
-    assert queue.marks("shop_orders", [partition])[partition].queued == 1
+    assert queue.marks.read("shop_orders", [partition])[partition].queued == 1
     assert len(shop.jobs()) == 1
 
 
-def test_a_rewind_forgets_and_a_commit_is_remembered(shop: Shop) -> None:
-    queue, a, b = shop.queue, Partition("orders", 0), Partition("orders", 1)
-    queue.committed("g", {a: 7, b: 9})
-    assert queue.marks("g", [a, b]) == {a: Mark(None, 7), b: Mark(None, 9)}
-    queue.rewind("g", a, 3)
-    queue.rewind("g", b, None)
-    assert queue.marks("g", [a, b]) == {a: Mark(3, 3), b: Mark(None, None)}
-    assert queue.marks("another", [a]) == {a: Mark(None, None)}
-    assert queue.marks("g", []) == {}
+def test_marks_are_changed_only_by_who_knows_them(shop: Shop) -> None:
+    marks, a, b = shop.queue.marks, Partition("orders", 0), Partition("orders", 1)
+    assert marks.read("g", [a, b]) == {a: Mark(), b: Mark()}
+    assert marks.change("g", a, Mark(), Mark(5, 3, "x/1"))
+    assert not marks.change("g", a, Mark(), Mark(7, 7, "x/2"))
+    assert not marks.change("g", a, Mark(5, 3, "x/0"), Mark(7, 7, "x/2"))
+    assert marks.read("g", [a, b]) == {a: Mark(5, 3, "x/1"), b: Mark()}
+    assert not marks.change("g", a, Mark(4, 3, "x/1"), Mark(7, 7, "x/2"))
+    assert marks.change("g", a, Mark(5, 4, "x/1"), Mark(None, None, "y/2"))
+    assert marks.read("g", [a]) == {a: Mark(None, None, "y/2")}
+    assert marks.read("another", [a]) == {a: Mark()}
+    assert marks.read("g", []) == {}
+
+
+def test_a_note_never_goes_back_and_counts_in_its_era_only(shop: Shop) -> None:
+    marks, a = shop.queue.marks, Partition("orders", 0)
+    marks.change("g", a, Mark(), Mark(9, None, "x/1"))
+    for offset, era, noted in ((7, "x/1", 7), (3, "x/1", 7), (9, "x/0", 7), (8, "x/1", 8)):
+        marks.note("g", {a: (offset, era)})
+        assert marks.read("g", [a]) == {a: Mark(9, noted, "x/1")}
+
+
+def test_jobs_of_another_era_are_not_queued(shop: Shop) -> None:
+    log_runs(shop)
+    handling, a = shop.app.handling("orders"), Partition("orders", 0)
+    shop.queue.marks.change("g", a, Mark(), Mark(5, 5, "x/1"))
+    pack = Pack(handling, "default", [handling.entry(PlainRecord("orders", 0, 5, 0, None, b"1"), 0.0, b"1")])
+    for mark in (Mark(5, 5, "x/2"), Mark(4, 5, "x/1")):
+        with pytest.raises(MarksMoved):
+            shop.queue.enqueue("g", [pack], {a: mark}, {a: 6})
+    assert shop.jobs() == []
+    shop.queue.enqueue("g", [pack], {a: Mark(5, None, "x/1")}, {a: 6})
+    assert len(shop.jobs()) == 1
+
+
+def test_a_queue_whose_key_is_something_else_is_refused_before_anything_is_written(shop: Shop) -> None:
+    log_runs(shop)
+    handling, a = shop.app.handling("orders"), Partition("orders", 0)
+    shop.redis.set("rq:queue:taken", "a text")
+    entry = handling.entry(PlainRecord("orders", 0, 0, 0, None, b"1"), 0.0, b"1")
+    packs = [Pack(handling, "default", [entry]), Pack(handling, "taken", [entry])]
+    with pytest.raises(RedisUnavailable, match="rq:queue:taken is a string, and no queue"):
+        shop.queue.enqueue("g", packs, {a: Mark()}, {a: 1})
+    assert shop.jobs() == []
+    assert shop.redis.keys("rq:job:*") == []
 
 
 # What a job may hold.
@@ -544,7 +585,7 @@ def test_what_a_hook_made_of_the_payload_reaches_the_worker(shop: Shop) -> None:
     ticket = handling.admit(record, 1, 0.0)
     assert ticket is not None
     message, entry = ticket
-    shop.queue.enqueue("g", [Pack(handling, message.queue or "", [entry])], {}, {Partition("orders", 0): 1})
+    shop.queue.enqueue("g", [Pack(handling, message.queue or "", [entry])], NEW, {Partition("orders", 0): 1})
     shop.work()
     assert runs == [({"id": 1, "seen": True}, 1)]  # and the hook did not run again
 
@@ -1052,15 +1093,15 @@ def test_redis_errors_say_what_to_do(error: Exception, text: str) -> None:
 def test_a_redis_that_is_not_there_is_redis_unavailable(shop: Shop) -> None:
     queue = JobQueue({"host": "127.0.0.1", "port": 1, "retry": None}, "shop", "shop:app")
     with pytest.raises(RedisUnavailable, match="does not answer"):
-        queue.marks("g", [Partition("orders", 0)])
+        queue.marks.read("g", [Partition("orders", 0)])
     with pytest.raises(RedisUnavailable, match="does not answer"):
-        queue.committed("g", {Partition("orders", 0): 1})
+        queue.marks.note("g", {Partition("orders", 0): (1, "x/1")})
     with pytest.raises(RedisUnavailable, match="does not answer"):
-        queue.rewind("g", Partition("orders", 0), 1)
+        queue.marks.change("g", Partition("orders", 0), Mark(), Mark(1))
     log_runs(shop)
     handling = shop.app.handling("orders")
     with pytest.raises(RedisUnavailable, match="does not answer"):
-        queue.enqueue("g", [Pack(handling, "default", [_entry(handling)])], {}, {Partition("orders", 0): 1})
+        queue.enqueue("g", [Pack(handling, "default", [_entry(handling)])], NEW, {Partition("orders", 0): 1})
 
 
 def _entry(handling: Handling) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -112,10 +111,10 @@ def test_no_response_is_lost_when_consumer_horse_and_worker_are_killed_under_a_p
                 run.kill()
                 run = Process("flowkit", "run", "relay:app", env=env, log=logs["run"])
             elif victim == "worker":
-                worker.__exit__()  # with its horse
+                worker.kill_with_children()
                 worker = Process(*rq, env=env, log=logs["rq"])
             else:
-                kill_horse(worker)
+                worker.kill_child()
             killed.append((victim, responses.read()))
         # When they are left in peace, then every message is answered
         responses.wait_for(COUNT, timeout=180)
@@ -128,17 +127,3 @@ def test_no_response_is_lost_when_consumer_horse_and_worker_are_killed_under_a_p
     finally:
         run.__exit__()
         worker.__exit__()
-
-
-def kill_horse(worker: Process) -> None:
-    """SIGKILL to the process that runs the job in hand."""
-    import os
-    import signal
-
-    for _ in itertools.count():
-        for pid in worker.children():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            return

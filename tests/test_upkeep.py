@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import NOBODY
+from processes import Process
 from redis import Redis
 from rq import Queue, Retry, SimpleWorker, Webhook, Worker
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry
 from rq.scheduler import RQScheduler
 from servers import RedisServer, WaitFor
+from support import an_entry, make_app, put_jobs
 
+from flowkit import jobs
 from flowkit import upkeep as module
 from flowkit.queues import PERFORM, RUNS, Envelope, queues_key
 from flowkit.upkeep import Upkeep
+from flowkit.worker import Worker as FlowkitWorker
 
 
 class Background:
@@ -40,7 +47,7 @@ class Background:
         return made
 
     def job(self, retry: Retry | None = RUNS) -> Job:
-        return self.queue.enqueue(PERFORM, "{}", retry=retry, description="x")
+        return self.queue.enqueue(PERFORM, "shop:app", "orders", 1, [], retry=retry, description="x")
 
     def due(self, seconds: float = -1) -> Job:
         """A job whose retry is due so many seconds from now."""
@@ -67,11 +74,14 @@ class Background:
         self.redis.zadd(key, dict.fromkeys(members, when))
 
     def stuck(self) -> Job:
-        """A job whose worker died when it had taken it from the queue and not begun it, more than a minute ago."""
+        """A job whose worker died when it had taken it from the queue and not begun it."""
         job = self.job()
         self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key)
-        self.redis.set(self.queue.intermediate_queue.get_first_seen_key(job.id), self.redis.time()[0] - 61)
         return job
+
+    def clean(self, upkeep: Upkeep) -> None:
+        upkeep._clean_at = 0.0
+        upkeep.turn()
 
 
 @pytest.fixture
@@ -106,15 +116,17 @@ def test_jobs_of_dead_workers_come_back(background: Background) -> None:
 def test_it_calls_nobody_back(background: Background, monkeypatch: pytest.MonkeyPatch, retry: Retry | None) -> None:
     called: list[Any] = []
     monkeypatch.setattr(module, "call", lambda *arguments: called.append(arguments), raising=False)
-    jobs = [background.abandoned(retry), background.stuck()]
-    for job in jobs:
+    monkeypatch.setattr(module, "TAKEN", 0.0)
+    found = [background.abandoned(retry), background.stuck()]
+    for job in found:
         background.redis.hset(job.key, "failure_callback_name", "flowkit.upkeep.call")
         hook = Webhook("http://127.0.0.1:1/", "failed")
         background.redis.hset(job.key, "webhooks", json.dumps([hook.to_dict()]))
     monkeypatch.setattr(Webhook, "send", lambda *arguments, **options: called.append(arguments))
     background.upkeep().turn()
     assert called == []
-    assert {job.id for job in jobs} == {*background.scheduled.get_job_ids(), *background.failed.get_job_ids()}
+    back = {*background.scheduled.get_job_ids(), *background.failed.get_job_ids(), *background.queue.job_ids}
+    assert {job.id for job in found} == back
 
 
 def test_a_running_job_is_left_alone(background: Background) -> None:
@@ -125,22 +137,69 @@ def test_a_running_job_is_left_alone(background: Background) -> None:
     assert Job.fetch(job.id, connection=background.redis).get_status() == "started"
 
 
-def test_a_job_that_was_taken_and_not_begun_comes_back(background: Background) -> None:
-    job = background.stuck()
-    background.upkeep().turn()
-    assert background.scheduled.get_job_ids() == [job.id]
+def test_a_job_that_was_taken_and_not_begun_comes_back(
+    background: Background, monkeypatch: pytest.MonkeyPatch, wait_for: WaitFor
+) -> None:
+    monkeypatch.setattr(module, "TAKEN", 0.3)
+    upkeep = background.upkeep()
+    waiting = background.job()
+    job = background.stuck()  # the first one in the queue
+    taken, waiting = waiting, job
+    background.clean(upkeep)
+    assert background.queue.job_ids == [waiting.id]  # it may be begun in this moment
+
+    def back() -> bool:
+        background.clean(upkeep)
+        return background.queue.job_ids == [taken.id, waiting.id]  # where it was
+
+    wait_for(back, 10, "the job to be back")
     assert background.queue.intermediate_queue.get_job_ids() == []
+    fetched = Job.fetch(taken.id, connection=background.redis)
+    assert (fetched.get_status(), fetched.retries_left) == ("queued", RUNS.max)  # that was no run of it
 
 
-def test_that_leaves_one_key_in_redis_at_most(background: Background) -> None:
-    for _ in range(3):
-        background.stuck()
-        background.upkeep().turn()
-    assert len(list(background.redis.scan_iter("rq:worker:*"))) <= 1
+def test_a_job_that_is_taken_time_and_again_is_left_alone(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RQ remembers for a day that it has seen a job between the lists, and would put it back though it was taken just now."""
+    monkeypatch.setattr(module, "TAKEN", 0.0)
+    upkeep = background.upkeep()
+    job = background.stuck()
+    background.redis.set(background.queue.intermediate_queue.get_first_seen_key(job.id), 1)
+    monkeypatch.setattr(module, "TAKEN", 100.0)
+    background.clean(upkeep)
+    background.clean(upkeep)
+    assert background.queue.job_ids == []
+
+
+def test_a_taken_job_is_not_begun_by_a_worker_that_stood_still_until_it_was_put_back(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TAKEN", 0.0)
+    runs: list[str] = []
+    monkeypatch.setattr(jobs, "perform", lambda *arguments: runs.append(arguments[1]))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    background.job()
+    worker = FlowkitWorker(["default"], connection=background.redis, serializer=Envelope)
+    prepare = worker.prepare_execution
+
+    def stand_still(job: Job) -> Any:
+        if not runs and background.queue.count == 0:
+            background.clean(background.upkeep())
+            assert background.queue.job_ids == [job.id]
+            background.redis.set("stood", 1)
+            monkeypatch.setattr(worker, "prepare_execution", prepare)
+        return prepare(job)
+
+    monkeypatch.setattr(worker, "prepare_execution", stand_still)
+    worker.work(burst=True, logging_level="CRITICAL")
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert background.redis.get("stood") == b"1"
+    assert runs == ["orders"]
 
 
 def test_its_waits_stay_bounded(background: Background) -> None:
-    """RQ's worker, which the janitor is, raises the time-out of its connection to seven minutes."""
     upkeep = background.upkeep()
     upkeep.turn()
     assert upkeep.redis.connection_pool.connection_kwargs["socket_timeout"] == 15
@@ -172,9 +231,35 @@ def test_the_next_one_takes_over_when_one_ends(background: Background) -> None:
     second.turn()
     assert background.queue.job_ids == []
     first.close()
-    second._clean_at = 0.0
     second.turn()
     assert background.queue.job_ids == [due.id]
+
+
+def test_another_one_takes_over_within_a_minute_when_one_is_killed(background: Background) -> None:
+    killed, other = background.upkeep(), background.upkeep()
+    killed.turn()
+    background.upkeeps.remove(killed)  # and from here on it does nothing more
+    due = background.due()
+    other.turn()
+    assert background.queue.job_ids == []
+    lock = RQScheduler.get_locking_key("default")
+    assert 0 < background.redis.pttl(lock) <= module.LOCK * 1000 < 60_000
+    background.redis.pexpire(lock, 1)  # as it does by itself then
+    while background.redis.exists(lock):
+        pass
+    other.turn()
+    assert background.queue.job_ids == [due.id]
+    killed.redis.close()
+
+
+def test_it_does_nothing_with_a_lock_that_it_has_lost(background: Background) -> None:
+    """A process that stood still, and whose lock another one has by now, must not put a job back that the other one does."""
+    stood_still = background.upkeep()
+    stood_still.turn()
+    background.redis.set(RQScheduler.get_locking_key("default"), "another")
+    background.due()
+    stood_still.turn()
+    assert background.queue.job_ids == []
 
 
 def test_jobs_of_dead_workers_come_back_where_rqs_own_scheduler_runs(background: Background) -> None:
@@ -198,6 +283,23 @@ def test_it_keeps_out_of_the_way_of_rqs_own_cleaning(background: Background) -> 
     upkeep.turn()
     assert len(background.scheduled.get_job_ids()) == 1
     assert background.queue.acquire_maintenance_lock()  # it gave the lock back
+
+
+def test_the_lock_of_an_rq_worker_that_was_killed_while_it_cleaned_does_not_hold_it_up_for_long(
+    background: Background,
+) -> None:
+    job = background.abandoned()
+    assert background.queue.acquire_maintenance_lock()
+    upkeep = background.upkeep()
+    upkeep.turn()
+    assert background.scheduled.get_job_ids() == []
+    lock = background.queue.registry_cleaning_key
+    assert 0 < background.redis.pttl(lock) <= module.CLEAN_LOCK * 1000
+    background.redis.pexpire(lock, 1)  # as it does by itself then
+    while background.redis.exists(lock):
+        pass
+    background.clean(upkeep)
+    assert background.scheduled.get_job_ids() == [job.id]
 
 
 def test_a_failing_cleaning_does_not_keep_due_retries_waiting(
@@ -293,3 +395,113 @@ def test_a_redis_that_does_not_tell_is_left_alone(tmp_path: Path) -> None:
         redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-config")
         with Redis(port=server.port, username="app", password="pw") as limited:
             assert module.weaknesses(limited) == []
+
+
+# A plain `rq worker` that is killed with the job in hand: RQ knows after 90 seconds at most.
+
+
+class Plain:
+    """`rq worker` on the application ``apps/steps.py``, and how soon its end may be noticed."""
+
+    def __init__(self, background: Background, log: Path) -> None:
+        self.background = background
+        self.app = make_app(inline=False, redis=background.url)
+        self.app.add_topic("steps", print)
+        self.app.reference = "steps:app"
+        self.log = log
+
+    def put(self, do: str) -> str:
+        entry = an_entry("steps", 0, value=json.dumps({"n": 0, "do": do}).encode())
+        (job,) = put_jobs(self.background.redis, self.app, "steps", [entry])
+        return job
+
+    def start(self) -> Process:
+        options = ("--url", self.background.url, "--job-monitoring-interval", "2")
+        env = {"FLOWKIT_REDIS": self.background.url, "FLOWKIT_KAFKA_HOSTS": NOBODY}
+        return Process("rq", "worker", *options, "default", env=env, log=self.log)
+
+    @property
+    def runs(self) -> int:
+        count: Any = self.background.redis.llen("runs")
+        return int(count)
+
+
+@pytest.fixture
+def plain(background: Background, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plain:
+    assert (module.BEAT, module.LATE) == (30.0, 10.0)  # with the two looks, less than a minute
+    assert module.BEAT + module.LATE + module.CLEAN_EVERY < 60
+    monkeypatch.setattr(module, "BEAT", 2.0)
+    monkeypatch.setattr(module, "LATE", 2.0)
+    monkeypatch.setattr(module, "CLEAN_EVERY", 1.0)
+    monkeypatch.setattr(module, "EVERY", 0.1)
+    return Plain(background, tmp_path / "rq.log")
+
+
+def test_the_job_of_a_killed_rq_worker_comes_back_before_rq_would_give_it_up(plain: Plain, wait_for: WaitFor) -> None:
+    background = plain.background
+    job = plain.put("wait")
+    with plain.start() as worker:
+        wait_for(lambda: plain.runs == 1, 40, "the job to run")
+        worker.kill_with_children()
+    ((_, until),) = background.redis.zrange(background.queue.started_job_registry.key, 0, -1, withscores=True)
+    assert until - time.time() > 40
+    background.upkeep().start()
+    wait_for(lambda: background.queue.job_ids == [job], 30, "the job to be back")
+    assert until - time.time() > 10
+    assert Job.fetch(job, connection=background.redis).retries_left == RUNS.max - 1
+
+
+def test_the_job_of_a_living_rq_worker_is_left_alone(plain: Plain, wait_for: WaitFor) -> None:
+    background = plain.background
+    job = plain.put("wait")
+    with plain.start() as worker:
+        wait_for(lambda: plain.runs == 1, 40, "the job to run")
+        began = time.monotonic()
+        background.upkeep().start()
+        wait_for(lambda: time.monotonic() > began + 8, 20, "some looks")
+        assert background.queue.started_job_registry.get_job_ids() == [job]
+        background.redis.rpush("gate", "open")
+        wait_for(lambda: Job.fetch(job, connection=background.redis).is_finished, 20, "the end of the job")
+        assert worker.stop() == 0
+    assert plain.runs == 1
+
+
+def test_the_job_of_a_horse_that_outlives_its_rq_worker_is_left_alone(plain: Plain, wait_for: WaitFor) -> None:
+    """The job is still being done, though nobody beats for it: its socket tells."""
+    background = plain.background
+    job = plain.put("wait")
+    with plain.start() as worker:
+        wait_for(lambda: plain.runs == 1, 40, "the job to run")
+        (horse,) = worker.children()
+        worker.kill()
+        began = time.monotonic()
+        background.upkeep().start()
+        wait_for(lambda: time.monotonic() > began + 8, 20, "some looks")
+        assert background.queue.started_job_registry.get_job_ids() == [job]
+        background.redis.rpush("gate", "open")
+        wait_for(lambda: Job.fetch(job, connection=background.redis).is_finished, 20, "the end of the job")
+        wait_for(lambda: not Path(f"/proc/{horse}/cmdline").exists(), 20, "the end of the horse")
+    assert plain.runs == 1
+
+
+def test_a_worker_that_only_lost_its_ear_keeps_its_job(plain: Plain, wait_for: WaitFor) -> None:
+    """RQ's thread that listens ends when connecting takes too long, and the worker goes on without; its heart beats."""
+    background = plain.background
+    job = plain.put("wait")
+    with plain.start() as worker:
+        wait_for(lambda: plain.runs == 1, 40, "the job to run")
+        began = time.monotonic()
+        background.upkeep().start()
+
+        def deaf() -> bool:
+            clients: Any = background.redis.client_list(_type="pubsub")
+            for client in clients:
+                background.redis.client_kill_filter(_id=client["id"])
+            return time.monotonic() > began + 8
+
+        wait_for(deaf, 20, "some looks")
+        assert background.queue.started_job_registry.get_job_ids() == [job]
+        background.redis.rpush("gate", "open")
+        wait_for(lambda: Job.fetch(job, connection=background.redis).is_finished, 20, "the end of the job")
+        assert worker.stop() == 0
+    assert plain.runs == 1

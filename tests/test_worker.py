@@ -41,6 +41,9 @@ from flowkit.jobs import OwnJob, OwnWorker
 from flowkit.queues import PERFORM, RUNS, Envelope
 from flowkit.worker import EASE, LIFE, Worker
 
+ARGUMENTS = ("app", "x", 1, [])
+"""Of a job that flowkit's worker reads; ``x``, the topic, is what the functions below are given."""
+
 MakeWorker = Callable[[Redis], SimpleWorker]
 
 
@@ -62,14 +65,14 @@ class Bench:
         self._monkeypatch = monkeypatch
 
     def put(self, name: str = "a-job", **options: Any) -> Job:
-        return self.queue.enqueue(PERFORM, "x", job_id=name, description="a job", **options)
+        return self.queue.enqueue(PERFORM, *ARGUMENTS, job_id=name, description="a job", **options)
 
     def work(
         self, make: MakeWorker, function: Callable[..., Any] = lambda text: None, **options: Any
     ) -> SimpleWorker:
         def counted(*arguments: Any) -> Any:
             self.calls += 1
-            return function(*arguments)
+            return function(arguments[1])
 
         self._monkeypatch.setattr(jobs_module, "perform", counted)
         worker = make(self.redis)
@@ -639,6 +642,33 @@ def test_processes_share_a_queue(steps: Steps) -> None:
         assert len(worker.children()) == 3
         steps.redis.rpush("gate", *["open"] * 3)
         assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_lets_the_message_in_hand_finish_and_puts_the_rest_of_its_job_in_front(
+    steps: Steps, number: signal.Signals
+) -> None:
+    steps.put({"n": 0, "do": "wait"}, {"n": 1}, {"n": 2}, size=3)
+    (last,) = steps.put({"n": 3})
+    with steps.worker() as worker:
+        steps.wait_for_runs(1)
+        worker.signal(number)
+        steps.wait_for(
+            lambda: steps.redis.hexists(f"rq:worker:{steps.registered.name}", "shutdown_requested_date"),
+            20,
+            "the note",
+        )
+        assert worker.popen.poll() is None
+        steps.redis.rpush("gate", "open")
+        assert worker.wait() == 0
+    assert steps.numbers == [0]
+    waiting: Any = steps.redis.lrange("rq:queue:default", 0, -1)
+    assert len(waiting) == 2
+    assert waiting[1] == last.encode()
+    with steps.worker("--burst") as worker:
+        assert worker.wait() == 0
+    assert steps.numbers == [0, 1, 2, 3]
+    assert {attempt for _, attempt, _ in steps.runs} == {1}
 
 
 def test_a_stop_lets_every_job_in_hand_finish(steps: Steps) -> None:

@@ -148,6 +148,23 @@ def test_flowkit_worker_answers_and_serves_the_queues_that_hooks_choose(tasks: T
         assert worker.stop() == 0
 
 
+def test_a_worker_keeps_its_producer_from_job_to_job(tasks: Tasks) -> None:
+    with tasks.start("flowkit", "run", "kept:app"), tasks.start("flowkit", "worker", "kept:app") as worker:
+        tasks.send({"n": 0}, {"n": 1, "do": "fail", "times": 1})
+        tasks.answers(2)
+        for number in range(2, 6):
+            tasks.send({"n": number})
+            tasks.answers(number + 1)
+        (pid,) = {pid for _, _, pid in tasks.runs}
+        assert worker.children() == [pid]
+        finished: Any = tasks.redis.zcard("rq:finished:default")
+        assert finished >= 5
+        made: Any = tasks.redis.lrange("producers", 0, -1)
+        assert [int(maker) for maker in made].count(pid) == 1
+        assert worker.pid not in [int(maker) for maker in made]  # it would be dead in the processes forked from it
+        assert worker.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_message_in_hand_finish_and_puts_the_others_back(
     tasks: Tasks, number: signal.Signals
@@ -213,8 +230,9 @@ def test_queues_that_hooks_make_up_get_processes_up_to_a_limit(
 ) -> None:
     """Where a hook takes the names from messages, whoever sends those would choose how many processes there are."""
     monkeypatch.setattr(workers_module, "MAX_HOOK_QUEUES", 3)
-    workers = Workers(make_app(), None)
-    workers.app.add_topic("orders", print, inline=False, queue="of-a-route")
+    app = make_app()
+    app.add_topic("orders", print, inline=False, queue="of-a-route")
+    workers = Workers(app, None)
     workers._pids[1] = Seat("of-a-route")
     for names in (["of-a-route", "q1", "q2"], ["q3", "q4", "q5"], ["q6"]):
         redis.sadd(queues_key("shop"), *(f"rq:queue:{name}" for name in names))

@@ -87,7 +87,10 @@ def worker(
         ),
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", "-n", metavar="COUNT", help="Processes for each queue.", min=1)
+        int,
+        typer.Option(
+            "--processes", "-n", metavar="COUNT", help="Processes for each queue that keeps no order.", min=1
+        ),
     ] = 1,
     max_jobs: Annotated[
         int | None,

@@ -29,7 +29,7 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
       flowkit routes shop:app
       flowkit routes shop:app --json
     """
-    from ..flowmap import runs
+    from ..flowmap import queue_name, runs
 
     application = load(app)
     handlings = sorted(application.handlings.items())
@@ -41,7 +41,7 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
                     "group": handling.group,
                     "handler": handling.route.name,
                     "inline": handling.inline,
-                    "queue": None if handling.inline or handling.worker else handling.queue,
+                    "queue": None if handling.inline or handling.worker else queue_name(handling),
                     "worker": name_of(handling.worker) if handling.worker else None,
                     "parser": name_of(handling.parser),
                     "interchanger": name_of(handling.interchanger),

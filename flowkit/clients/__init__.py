@@ -49,6 +49,9 @@ class ConsumerClient(Protocol):
 
     def end_offset(self, partition: Partition) -> int: ...
 
+    def topic_id(self, topic: str) -> str | None:
+        """What tells a topic from a later one of the same name; None where the brokers do not say."""
+
     def pause(self, partition: Partition) -> None: ...
 
     def resume(self, partition: Partition) -> None: ...

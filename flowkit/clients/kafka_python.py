@@ -114,6 +114,10 @@ class Consumer:
         offset: int | None = self._consumer.committed(TopicPartition(*partition), timeout_ms=10_000)
         return offset
 
+    def topic_id(self, topic: str) -> str | None:
+        found = self._consumer._client.cluster.topic_id(topic)
+        return found and str(found.hex)
+
     def end_offset(self, partition: Partition) -> int:
         where = TopicPartition(*partition)
         return int(self._consumer.end_offsets([where], timeout_ms=10_000)[where])
@@ -122,7 +126,13 @@ class Consumer:
         self._consumer.pause(TopicPartition(*partition))
 
     def resume(self, partition: Partition) -> None:
-        self._consumer.resume(TopicPartition(*partition))
+        where = TopicPartition(*partition)
+        self._consumer.resume(where)
+        # What kafka-python had parsed of a paused partition it gives only if no other partition had its turn meanwhile, else
+        # never, and it fetches nothing in its place: without this it is fetched again, from its position.
+        parked = self._consumer._fetcher._paused_partition_records.pop(where, None)
+        if parked is not None:
+            parked.drain()
 
     def seek(self, partition: Partition, offset: int) -> None:
         self._consumer.seek(TopicPartition(*partition), offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 import zlib
@@ -21,12 +22,15 @@ class Broker:
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
         self.topics: dict[str, list[list[PlainRecord]]] = {}
+        self.ids: dict[str, str] = {}
         self.commits: dict[str, dict[Partition, int]] = defaultdict(dict)
         self.refuse: Exception | None = None
         self._changed = threading.Condition()
 
     def create(self, topic: str, partitions: int = 1) -> None:
-        self.topics.setdefault(topic, [[] for _ in range(partitions)])
+        if topic not in self.topics:
+            self.topics[topic] = [[] for _ in range(partitions)]
+            self.ids[topic] = secrets.token_hex(16)
 
     def append(
         self,
@@ -126,6 +130,9 @@ class Consumer:
 
     def committed(self, partition: Partition) -> int | None:
         return self.broker.commits[self.group].get(partition)
+
+    def topic_id(self, topic: str) -> str | None:
+        return self.broker.ids.get(topic)
 
     def end_offset(self, partition: Partition) -> int:
         return len(self.broker.topics[partition.topic][partition.partition])

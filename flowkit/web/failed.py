@@ -141,10 +141,10 @@ def _read(
     """None for what is no job of flowkit's, whatever else it may be."""
     try:
         called: Any = Envelope.loads(_unpacked(fields[b"data"]))
-        app, topic, attempt, entries = Parcel.of(called[2])
+        app, topic, attempt, entries, shard = Parcel.of(called[2])
         meta = Envelope.loads(fields[b"meta"]) if fields.get(b"meta") else {}
         attempt = int(meta.get("attempt", attempt))
-        first, last = [f"[{entry[1]}]@{entry[2]}" for entry in (entries[0], entries[-1])]
+        places = [f"[{entry[1]}]@{entry[2]}" for entry in (*entries[:1], *entries[1:][-1:])]
         ended = fields.get(b"ended_at", b"").decode()
         ended_at = datetime.fromisoformat(ended).astimezone(UTC) if ended else None
         trace = _trace(connection, job_id, results)
@@ -155,7 +155,7 @@ def _read(
         queue=queue,
         app=app,
         topic=topic,
-        place=topic + first + (f" to {last}" if len(entries) > 1 else ""),
+        place=topic + " to ".join(places) if shard is None else f"queue {shard}",
         messages=len(entries),
         attempt=attempt,
         error=error_of(trace),

@@ -11,63 +11,14 @@ Each side reads the same 200-byte JSON messages from 4 partitions, and its count
 from __future__ import annotations
 
 import argparse
-import gc
-import platform
-import statistics
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 import orjson
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-
-from servers import ApacheKafka
+from common import Tally, about, broker, consumer_of, fill, in_turn, show, show_ratio
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 
 from flowkit import Flowkit
 from flowkit.clients.kafka_options import CONSUMER
-from flowkit.clients.kafka_python import Consumer as Client
-from flowkit.consumer import Consumer
-from flowkit.devstack import create_topics
-
-PARTITIONS = 4
-
-
-def payload(number: int) -> bytes:
-    head = b'{"id":%d,"user":"u%06d","amount":%d.25,"kind":"click","pad":"' % (
-        number,
-        number % 99_991,
-        number % 5_000,
-    )
-    return head + b"x" * (198 - len(head)) + b'"}'
-
-
-def fill(hosts: str, topic: str, count: int) -> None:
-    create_topics(hosts, {topic: PARTITIONS})
-    producer = KafkaProducer(bootstrap_servers=hosts, linger_ms=20, batch_size=262_144)
-    for number in range(count):
-        producer.send(topic, payload(number), partition=number % PARTITIONS)
-    producer.flush()
-    producer.close()
-
-
-class Tally:
-    """The no-op handler: counts, and remembers the sum of the ids so that a missing or repeated one shows."""
-
-    def __init__(self) -> None:
-        self.count = self.total = 0
-
-    def __call__(self, data: dict) -> None:  # type: ignore[type-arg]
-        self.count += 1
-        self.total += data["id"]
-
-    def check(self, count: int, side: str) -> None:
-        if (self.count, self.total) != (count, count * (count - 1) // 2):
-            raise SystemExit(
-                f"{side}: {self.count} messages, ids add up to {self.total}: some are missing or repeated"
-            )
 
 
 def bare(hosts: str, topic: str, group: str, count: int) -> float:
@@ -100,7 +51,7 @@ def flowkit(hosts: str, topic: str, group: str, count: int) -> float:
     def handler(data: dict) -> None:  # type: ignore[type-arg]
         tally(data)
 
-    consumer = Consumer(group, app.handlings, app.settings, app.monitor, app.producer, Client)
+    consumer = consumer_of(app)
     while not consumer.tracks:
         consumer.turn()
     before = tally.count
@@ -120,32 +71,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kafka", help="a running broker, instead of one started for this run")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        if options.kafka:
-            measure(options.kafka, options)
-        else:
-            with ApacheKafka(Path(directory)) as node:
-                measure(node.hosts, options)
+    with broker(options.kafka) as hosts:
+        measure(hosts, options.count, options.rounds)
 
 
-def measure(hosts: str, options: argparse.Namespace) -> None:
-    run = f"{time.time_ns():x}"
-    topic = f"bench-{run}"
-    fill(hosts, topic, options.count)
-    rates: dict[str, list[float]] = {"bare": [], "flowkit": []}
-    for number in range(options.rounds + 1):
-        for side, function in (("bare", bare), ("flowkit", flowkit)):
-            gc.collect()
-            rate = function(hosts, topic, f"{side}-{run}-{number}", options.count)
-            if number:  # the first round warms up
-                rates[side].append(rate)
-    print(f"{options.count} messages of 200 bytes, {options.rounds} rounds, Python {platform.python_version()}")
-    for side, found in rates.items():
-        print(
-            f"{side:>8}: median {statistics.median(found):>9,.0f} msg/s   (from {min(found):,.0f} to {max(found):,.0f})"
-        )
-    ratios = [ours / theirs for ours, theirs in zip(rates["flowkit"], rates["bare"], strict=True)]
-    print(f"   ratio: median {statistics.median(ratios):.2f}   (from {min(ratios):.2f} to {max(ratios):.2f})")
+def measure(hosts: str, count: int, rounds: int) -> None:
+    topic = f"bench-{time.time_ns():x}"
+    fill(hosts, topic, range(count))
+    figures = in_turn(
+        {
+            "bare": lambda run: bare(hosts, topic, f"bare-{run}", count),
+            "flowkit": lambda run: flowkit(hosts, topic, f"flowkit-{run}", count),
+        },
+        rounds,
+    )
+    print(f"inline: {count} {about()}, {rounds} rounds")
+    show(figures)
+    show_ratio(figures, "flowkit", "bare")
 
 
 if __name__ == "__main__":
