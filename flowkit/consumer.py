@@ -114,7 +114,7 @@ class Consumer:
         self._reconnects = 0
         self.queueing = self._make_queueing(job_queue)
         self._gathers = not any(handling.inline for handling in handlings.values())
-        self._most = settings.kafka.max_poll_records or (MOST_QUEUED if self._gathers else MOST_HANDLED)
+        self.most = settings.kafka.max_poll_records or (MOST_QUEUED if self._gathers else MOST_HANDLED)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
         if all(handling.inline for handling in self.handlings.values()):
@@ -152,7 +152,7 @@ class Consumer:
         client = self.client
         if self._gathers and self.queueing is not None:
             self.queueing.gather()
-        batch = client.poll(self._poll_timeout(), self._most)
+        batch = client.poll(self._poll_timeout(), self.most)
         self.received = time.time()
         self.poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
         self.joined = client.joined()

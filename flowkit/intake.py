@@ -42,53 +42,69 @@ class Intake:
         """Learns up to where these partitions, new to this consumer, have been queued; sees what was set back, and which topics
         are others of the same name. Gives the partitions that are read from their first message on for that reason.
         """
-        sought = set()
-        for partition, mark in self.job_queue.marks.read(self.group, partitions).items():
-            self._marks[partition] = mark
-            topic_id = client.topic_id(partition.topic) or ""
-            known_id = (mark.era or "").partition("/")[0]
-            committed = client.committed(partition)
-            end = client.end_offset(partition)
-            another = bool(topic_id and known_id and topic_id != known_id)
-            if another or (mark.queued is not None and mark.queued > end):
-                if another or (committed is not None and committed > end):  # it is a commit of the old one
-                    if committed is not None:
-                        client.commit({partition: 0})  # before the era is another one: else the next start would trust it
-                    committed = None
-                    client.seek(partition, 0)
-                    sought.add(partition)
-                self._rewind(partition, committed, topic_id)
-            elif mark.committed is not None and (committed is None or committed < mark.committed):
-                # The committed offset only grows, unless somebody sets it back on purpose.
-                self._rewind(partition, committed, topic_id)
-            elif committed and (mark.queued is None or mark.queued < committed):
-                self._tell_loss(
-                    partition, mark.queued, committed, "or its route ran inline before, or was set forward"
-                )
-                self._set(partition, Mark(committed, committed), topic_id)
-            elif mark.era is None or (committed is not None and committed > (mark.committed or -1)):
-                self._set(partition, mark._replace(committed=committed), topic_id)
+        sought: set[Partition] = set()
+        waiting = list(partitions)
+        for last in (False, False, True):  # a call of an owner before may come in between
+            self._marks.update(self.job_queue.marks.read(self.group, waiting))
+            waiting = [partition for partition in waiting if not self._welcome(partition, client, sought)]
+            if waiting and last:
+                raise FlowkitError(f"another consumer of group {self.group} goes on changing {places(waiting)}")
         return sought
 
-    def _set(self, partition: Partition, mark: Mark, topic_id: str) -> None:
-        """Changes a mark and begins an era. Raises ``FlowkitError`` where somebody else has changed it meanwhile."""
+    def _welcome(self, partition: Partition, client: ConsumerClient, sought: set[Partition]) -> bool:
+        """False if what was read of a partition has changed meanwhile."""
+        mark = self._marks[partition]
+        topic_id = client.topic_id(partition.topic) or ""
+        known_id = (mark.era or "").partition("/")[0]
+        committed = client.committed(partition)
+        end = client.end_offset(partition)
+        another = bool(topic_id and known_id and topic_id != known_id)
+        if another or (mark.queued is not None and mark.queued > end):
+            if another or (committed is not None and committed > end):  # it is a commit of the old one
+                if committed is not None:
+                    client.commit({partition: 0})  # before the era is another one: else the next start would trust it
+                committed = None
+                client.seek(partition, 0)
+                sought.add(partition)
+            return self._rewind(partition, committed, topic_id)
+        if mark.committed is not None and (committed is None or committed < mark.committed):
+            # The committed offset only grows, unless somebody sets it back on purpose.
+            return self._rewind(partition, committed, topic_id)
+        if committed and (mark.queued is None or mark.queued < committed):
+            self._tell_loss(partition, mark.queued, committed, "or its route ran inline before, or was set forward")
+            return self._set(partition, Mark(committed, committed), topic_id)
+        if mark.era is None or (committed is not None and committed > (mark.committed or -1)):
+            return self._set(partition, mark._replace(committed=committed), topic_id)
+        return True
+
+    def _set(self, partition: Partition, mark: Mark, topic_id: str) -> bool:
+        """Changes a mark and begins an era. False if somebody else has changed it meanwhile."""
         before = self._marks[partition]
         _, _, number = (before.era or "/0").partition("/")
         after = mark._replace(era=f"{topic_id}/{int(number) + 1}")
         if not self.job_queue.marks.change(self.group, partition, before, after):
-            raise FlowkitError(
-                f"another consumer of group {self.group} has changed what is known of {places([partition])} meanwhile"
-            )
+            return False
         self._marks[partition] = after
+        return True
 
     def rewind(self, partition: Partition, offset: int | None, client: ConsumerClient) -> None:
-        """Messages from ``offset`` on are queued again, though they were queued before."""
-        self._rewind(partition, offset, client.topic_id(partition.topic) or "")
+        """Messages from ``offset`` on are queued again, though they were queued before. Raises ``FlowkitError`` where somebody
+        else has changed the mark meanwhile.
+        """
+        if not self._rewind(partition, offset, client.topic_id(partition.topic) or ""):
+            raise self._outrun(partition)
 
-    def _rewind(self, partition: Partition, offset: int | None, topic_id: str) -> None:
-        self._set(partition, Mark(offset, offset), topic_id)
+    def _rewind(self, partition: Partition, offset: int | None, topic_id: str) -> bool:
+        if not self._set(partition, Mark(offset, offset), topic_id):
+            return False
         self._unnoted.pop(partition, None)
         self.monitor.notice("rewound", group=self.group, partition=places([partition]), offset=offset)
+        return True
+
+    def _outrun(self, partition: Partition) -> FlowkitError:
+        return FlowkitError(
+            f"another consumer of group {self.group} has set {places([partition])} anew; this one begins again"
+        )
 
     def is_another(self, partition: Partition, client: ConsumerClient) -> bool:
         """Whether the topic is another one than the mark is of, made anew while it was read."""
@@ -149,20 +165,18 @@ class Intake:
             for partition, mark in self.job_queue.marks.read(self.group, list(partitions)).items():
                 before, self._marks[partition] = self._marks[partition], mark
                 if mark.era is not None and mark.era != before.era:
-                    raise FlowkitError(
-                        f"{places([partition])} was set back while this consumer of group {self.group} read it"
-                    )
+                    raise self._outrun(partition)
                 known, topic_id = before.queued, (before.era or "").partition("/")[0]
-                if known is not None and (mark.queued is None or mark.queued < known):
+                went_back = known is not None and (mark.queued is None or mark.queued < known)
+                # What is committed from now on is less than before, and this is no deliberate rewind. Nor is it one if
+                # Kafka has less than what is queued here: what Redis knows of its commits stays.
+                if (went_back or mark.era is None) and not self._set(partition, mark, topic_id):
+                    raise self._outrun(partition)
+                if known is not None and went_back:
                     back = mark.queued if mark.queued is not None else safe.get(partition)
                     self._tell_loss(partition, mark.queued, known, back=back)
-                    # What is committed from now on is less than before, and this is no deliberate rewind. Nor is it one if
-                    # Kafka has less than what is queued here: what Redis knows of its commits stays.
-                    self._set(partition, mark, topic_id)
                     if back is not None:
                         lost[partition] = back
-                elif mark.era is None:
-                    self._set(partition, mark, topic_id)
         except RedisUnavailable:
             self._marks.update(before_all)  # so that the loss is seen again, and not taken for what was always so
             raise

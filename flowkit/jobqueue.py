@@ -29,7 +29,7 @@ from .shards import (
 if TYPE_CHECKING:
     from .durability import Keeper
 
-FIRST_SIZE = 10
+FIRST_SIZE = 50
 """Messages in a job while it is not known what its handler takes; twice as many with each call that finds jobs waiting."""
 
 
@@ -208,7 +208,7 @@ class JobQueue:
         if isinstance(answer, bytes):
             raise ShardsOccupied(
                 f"the queue {answer.decode()!r} has messages of the time when its topic had another queue= or shards=, and"
-                " newer ones wait until they are done, so that their order holds; does a worker work on it?"
+                " newer ones wait until a worker has done them, so that their order holds"
             )
         waiting = dict(zip(queues, answer, strict=False))
         self.sizes.learn(dict(zip(topics, answer[len(queues) :], strict=True)))

@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY = 0.1
 """Seconds between looks at a queue that was too long, or for the answer that what was queued is safe."""
 
-LINGER = 0.1
-"""Seconds that messages are left to gather while the job of the last few ones still waits for a worker. A job costs far more
-than a message does, so a small load must not become many small jobs; and waiting behind one another costs as much time.
+LINGER = 0.5
+"""Seconds that messages are left to gather, at most, while the job of the last ones still waits for a worker. A job costs far
+more than a message does, so a small load must not become many small jobs; and they would wait behind that one as long.
 """
 
-FEW = 500
-"""Messages of one poll that are not few any more: they are queued as they come."""
+FEW = 10_000
+"""Messages a second that are not few any more: they are queued as they come."""
 
 NOTE_EVERY = 5.0
 """Seconds between attempts to note commits that Redis did not take."""
@@ -57,7 +57,7 @@ class Queueing:
         self._again: set[Partition] = set()
         self._unmarked: set[Partition] = set()
         self._full: dict[str, set[Partition]] = {}
-        self._look_at = self._note_at = 0.0
+        self._look_at = self._note_at = self._took_at = 0.0
         self._small: list[str] = []
         self._sought: set[Partition] = set()
         self._failures = 0
@@ -186,7 +186,8 @@ class Queueing:
                     if loop.failed(loop.handlings[partition.topic], track, record, problem):
                         loop.client.seek(partition, record.offset + 1)
                         self._pass(partition, record)
-        if sum(counts.values()) < FEW:
+        before, self._took_at = self._took_at, time.monotonic()
+        if sum(counts.values()) < min(loop.most, FEW * (self._took_at - before)):
             self._small = list(waiting)
         for queue, messages in waiting.items():
             if messages > loop.settings.max_backlog:

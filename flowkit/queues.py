@@ -173,6 +173,7 @@ class Made(NamedTuple):
     timeout: int
     args: tuple[str, str, int, list[Any]]
     data: bytes
+    meta: dict[str, Any] | None = None
 
     @property
     def messages(self) -> int:
@@ -203,7 +204,8 @@ def make_jobs(
             continue
         name, description = _named(handling.topic, part)
         timeout = handling.job_timeout if len(part) == 1 else handling.job_timeout + handling.longest_job
-        jobs.append(Made(name, queue, place, description, max(1, round(timeout)), args, data))
+        meta = {"topic": handling.topic, "offsets": _offsets(part)}
+        jobs.append(Made(name, queue, place, description, max(1, round(timeout)), args, data, meta))
     return jobs
 
 
@@ -214,6 +216,14 @@ def _named(topic: str, entries: list[Entry]) -> tuple[str, str]:
     if len(entries) > 1:
         what += f" to [{last[1]}]@{last[2]}, {len(entries)} messages"
     return job_id(f"{topic}-{first[1]}-{first[2]}-{len(entries)}"), what
+
+
+def _offsets(entries: list[Entry]) -> dict[int, tuple[int, int]]:
+    """The first and the last offset of each partition."""
+    first = {entry[1]: entry[2] for entry in reversed(entries)}
+    return {
+        partition: (first[partition], last) for partition, last in {entry[1]: entry[2] for entry in entries}.items()
+    }
 
 
 def job_id(name: str) -> str:
@@ -229,24 +239,25 @@ local function alike(at)
   local count = tonumber(ARGV[at])
   return {unpack(ARGV, at + 1, at + count)}, at + count + 1
 end
--- The job in ARGV at: ten arguments. KEYS[1], KEYS[2]: sets of queues.
+-- The job in ARGV at: eleven arguments. Gives where they end. KEYS[1], KEYS[2]: sets of queues.
 local function write(at, common)
   local key, list, id, place = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   redis.call('HSET', key, 'origin', ARGV[at + 4], 'status', ARGV[at + 5], 'timeout', ARGV[at + 6],
     'description', ARGV[at + 7], 'data', ARGV[at + 8], unpack(common))
+  if ARGV[at + 10] ~= '' then redis.call('HSET', key, 'meta', ARGV[at + 10]) end
   if place == '' then redis.call('RPUSH', list, id)
   elseif place == 'front' then redis.call('LPUSH', list, id)
   else redis.call('ZADD', list, place, id) end
   local queue = ARGV[at + 9]
   redis.call('SADD', KEYS[1], queue)
   redis.call('SADD', KEYS[2], queue)
+  return at + 11
 end
 -- The jobs in ARGV from at up to the end, behind what they have alike, if that was not read yet.
 local function store(at, common)
   if not common then common, at = alike(at) end
   while at <= #ARGV do
-    write(at, common)
-    at = at + 10
+    at = write(at, common)
   end
 end
 """
@@ -275,11 +286,7 @@ class Writer:
             try:
                 return _shared_fields(self.connection)
             except (AttributeError, TypeError, ValueError, KeyError) as error:
-                logger.warning(
-                    "this version of RQ stores jobs in another way than flowkit knows (%r): they are queued through RQ's own"
-                    " functions, which is slower. Nothing else changes; a newer flowkit may know it.",
-                    error,
-                )
+                warn_of(repr(error))
                 return None
 
     def arguments(self, jobs: Iterable[Made]) -> list[Any]:
@@ -310,6 +317,7 @@ class Writer:
             job.description,
             job.data,
             queue.key,
+            Envelope.dumps(job.meta) if job.meta else "",
         )
 
     def by_rq(self, pipe: Any, jobs: Iterable[Made]) -> None:
@@ -324,6 +332,7 @@ class Writer:
                 "timeout": job.timeout,
                 "result_ttl": RESULT_TTL,
                 "retry": RUNS,
+                "meta": job.meta,
             }
             if job.place in (BACK, FRONT):
                 many.setdefault(job.queue, []).append(
@@ -335,6 +344,16 @@ class Writer:
             pipe.sadd(queues_key(self.application), queue.key)
         for name, data in many.items():
             Queue(name, connection=self.connection, serializer=Envelope).enqueue_many(data, pipeline=pipe)
+
+
+@functools.cache
+def warn_of(problem: str) -> None:
+    """Says once in a process, and not once a job, why jobs go another way."""
+    logger.warning(
+        "this version of RQ stores jobs in another way than flowkit knows (%s): they are queued through RQ's own functions,"
+        " which is slower. Nothing else changes; a newer flowkit may know it.",
+        problem,
+    )
 
 
 def _shared_fields(connection: redis.Redis) -> list[Any]:

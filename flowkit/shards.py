@@ -101,7 +101,7 @@ local function line_up(at, common)
     write(at, common)
     redis.call('HSET', state, 'ticket', ARGV[at + 2], 'timeout', ARGV[at + 6])
   end
-  return at + 10
+  return at + 11
 end
 """
 

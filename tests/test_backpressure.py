@@ -1,4 +1,4 @@
-"""A queue that is too long holds what fills it in Kafka until workers have caught up: turn by turn, in Redis, and as a whole."""
+"""A queue that is too long holds in Kafka what fills it until workers have caught up: turn by turn, in Redis, as a whole."""
 
 from __future__ import annotations
 
@@ -404,7 +404,7 @@ def test_a_producer_much_faster_than_the_worker_fills_kafka_and_not_redis(
 
     def look() -> int:
         (found,) = backlog(app, redis)
-        backlogs.append(found.messages)
+        backlogs.append(found.waiting.messages)
         memory.append(int(redis.info("memory")["used_memory_dataset"]))  # type: ignore[index]
         return int(redis.scard("seen"))  # type: ignore[arg-type]
 
@@ -412,7 +412,7 @@ def test_a_producer_much_faster_than_the_worker_fills_kafka_and_not_redis(
     memory: list[int] = []
     with Process("flowkit", "run", "pressed:app", env=env, log=tmp_path / "run") as consumer:
         consumer.wait_for("paused group=")
-        wait_for(lambda: look() is not None and max(backlogs) > most, 20)
+        wait_for(lambda: look() == 0 and max(backlogs) > most / 2, 20)  # of many jobs it is an estimate
         with Process("flowkit", "worker", "pressed:app", env=env, log=tmp_path / "worker") as worker:
             # first a pause that is longer than max_poll_interval: nothing is worked off
             wait_for(lambda: int(redis.get("held") or 0) > 0, 30, "the worker to hold its first message")
@@ -427,7 +427,7 @@ def test_a_producer_much_faster_than_the_worker_fills_kafka_and_not_redis(
         assert "has not polled" not in consumer.output
         assert consumer.output.count("resumed group=") >= 3
         assert consumer.stop() == 0
-    assert max(backlogs) <= most + batch, max(backlogs)
+    assert max(backlogs) <= most + batch, "messages that wait in the queue"
     held = [int(text) for text in re.findall(r"paused group=\S+ queue=\S+ messages=(\d+)", consumer.output)]
     assert max(held) <= most + batch
     assert max(memory) - min(memory) < (most + batch) * 600 + count * 120  # and the set that the handlers fill

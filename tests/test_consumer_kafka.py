@@ -441,3 +441,42 @@ def test_a_wrong_password_ends_it_with_a_hint(node: Node, tmp_path: Path) -> Non
     with guarded.run(GUARDED_OPTIONS=json.dumps({**options, "sasl_plain_password": "right"})) as process:
         process.wait_for("there is no topic 'sasl'")
         assert process.stop() == 0
+
+
+class _Listener:
+    """A consumer client's owner that commits nothing."""
+
+    def __init__(self) -> None:
+        self.assigned = self.confirmed = self.lost = lambda *_: None
+
+    def revoked(self, partitions: Any) -> dict[Any, int]:
+        return {}
+
+
+def test_a_partition_that_was_paused_in_the_midst_of_what_was_fetched_is_read_to_its_end(
+    kafka: Kafka, topic: MakeTopic, wait_for: WaitFor
+) -> None:
+    """kafka-python itself forgets it for ever, where another partition had its turn meanwhile."""
+    name = topic("parked", 2)
+    with contextlib.closing(KafkaProducer(bootstrap_servers=kafka.hosts, linger_ms=5)) as producer:
+        for number in range(2_000):
+            producer.send(name, b"%d" % number, partition=number % 2)
+        producer.flush()
+    client = KafkaClient(Settings.load({"name": "shop", "kafka": {"hosts": kafka.hosts}}, {}), name)
+    got: Counter[Any] = Counter()
+
+    def poll() -> bool:
+        got.update({partition: len(records) for partition, records in client.poll(0.2, 100).items()})
+        return bool(got)
+
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.callback(client.close, 2.0)
+        client.subscribe([name], _Listener())
+        wait_for(poll, what="the first messages")
+        (first,) = got
+        client.pause(first)
+        other = first._replace(partition=1 - first.partition)
+        wait_for(lambda: poll() and got[other] == 1_000, what="the other partition")
+        assert got[first] < 1_000
+        client.resume(first)
+        wait_for(lambda: poll() and got[first] == 1_000, what="the rest")

@@ -34,7 +34,7 @@ from flowkit.jobs import SPLIT_AFTER, OwnWorker, perform
 from flowkit.marks import Mark
 from flowkit.message import Partition, PlainRecord
 from flowkit.producer import Producer
-from flowkit.queues import PERFORM, RUNS, Envelope, connect, known_queues, redis_errors
+from flowkit.queues import PERFORM, RUNS, Envelope, connect, known_queues, make_jobs, redis_errors
 from flowkit.upkeep import Upkeep
 from flowkit.worker import Worker
 
@@ -175,7 +175,7 @@ def test_a_job_is_what_rq_itself_would_have_written(shop: Shop) -> None:
     assert fetched.retry_intervals == RUNS.intervals
     assert fetched.enqueued_at is not None
     assert fetched.created_at is not None
-    assert fetched.meta == {}
+    assert fetched.meta == {"topic": "orders", "offsets": {0: (0, 0)}}
     assert data_of(fetched) == {
         "app": shop.app.reference,
         "topic": "orders",
@@ -188,7 +188,16 @@ def test_a_job_has_the_fields_of_rqs_own_enqueue(shop: Shop) -> None:
     log_runs(shop)
     (ours,) = shop.enqueue("orders", b"1")
     theirs = Queue("default", connection=shop.redis).enqueue(
-        PERFORM, "shop:app", "orders", 1, [], description="x", result_ttl=60, retry=RUNS, job_timeout=180
+        PERFORM,
+        "shop:app",
+        "orders",
+        1,
+        [],
+        description="x",
+        result_ttl=60,
+        retry=RUNS,
+        job_timeout=180,
+        meta={"topic": "orders"},
     )
     assert set(shop.redis.hkeys(ours.key)) == set(shop.redis.hkeys(theirs.key))
     assert shop.redis.smembers(Queue.redis_queues_keys) == {b"rq:queue:default"}
@@ -228,6 +237,15 @@ def test_the_description_of_a_pack_names_its_ends(shop: Shop) -> None:
     shop.app.add_topic("orders", lambda payload: None)
     (job,) = shop.enqueue("orders", b"1", b"2", b"3")
     assert job.description == "orders[0]@0 to [0]@2, 3 messages"
+    assert job.id.startswith("orders-0-0-3-")
+
+
+def test_the_meta_of_a_pack_names_the_offsets_of_each_partition(shop: Shop) -> None:
+    shop.app.add_topic("orders", lambda payload: None)
+    places = [(2, 5), (2, 7), (2, 9), (0, 1), (1, 4), (1, 5)]
+    entries = [("orders", partition, offset, 0, None, b"1", (), 0.0) for partition, offset in places]
+    (made,) = make_jobs("shop:app", shop.app.handling("orders"), "default", entries, size=10)
+    assert made.meta == {"topic": "orders", "offsets": {2: (5, 9), 0: (1, 1), 1: (4, 5)}}
 
 
 def test_topics_that_differ_only_in_dots_underscores_and_dashes_do_not_share_ids(shop: Shop) -> None:
@@ -613,7 +631,7 @@ def test_a_stock_rq_worker_runs_a_pack_in_order_and_sends_its_responses(shop: Sh
         shop.app.respond_to("invoices", {"order": order}, key=f"k{order}")
 
     shop.enqueue("orders", *(str(number).encode() for number in range(250)))
-    assert len(shop.jobs()) == 25  # of ten: it is not known yet what the handler takes
+    assert len(shop.jobs()) == 5  # of 50: it is not known yet what the handler takes
     shop.work()
     invoices = shop.broker.records("invoices")
     assert [json.loads(record.value or b"") for record in invoices] == [{"order": number} for number in range(250)]

@@ -42,6 +42,7 @@ from flowkit.queues import RUNS, Envelope, Writer, route_queues
 from flowkit.shards import LEASE, Shard, layouts_key, make_ticket, restore_ticket, shard_key
 from flowkit.testing import Client
 from flowkit.upkeep import Upkeep
+from flowkit.web.failed import failed_jobs
 from flowkit.worker import Worker
 from flowkit.workers import Workers
 
@@ -639,6 +640,9 @@ def test_a_ticket_that_failed_for_good_is_replaced(yard: Yard) -> None:
     OwnWorker.application = application
     sys.modules[yard.module.__name__] = module
     assert [job.id for job in yard.failed(1)] == [ticket]
+    (shown,) = failed_jobs(yard.redis, list(yard.names), 0, 10).jobs
+    assert (shown.place, shown.messages) == ("queue default.orders.1", 0)
+    assert backlog.backlog(yard.app, yard.redis)[1].failed == backlog.Count(1, 0)
     clean(yard)
     assert yard.failed(1) == []
     assert not yard.redis.exists(f"rq:job:{ticket}")
@@ -788,6 +792,21 @@ class Turns:
         jobs.enqueue(self.topic, packs, jobs.marks.read(self.topic, [place]), {place: start + len(tasks)})
         return list(handling.shards)
 
+    def send(self, tasks: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Sends messages to Kafka."""
+        producer = KafkaProducer(bootstrap_servers=self.env["FLOWKIT_KAFKA_HOSTS"], linger_ms=5)
+        start = sum(len(numbers) for numbers in self.sent.values())
+        for n, (key, task) in enumerate(tasks, start):
+            self.sent[key].append(n)
+            producer.send(self.topic, json.dumps({"n": n, **task}).encode(), key=key.encode())
+        producer.flush()
+        producer.close()
+
+    def waiting(self) -> int:
+        """Messages in all shards."""
+        keys = [key for key in self.redis.scan_iter("flowkit:shard:*") if not key.endswith((b":packs", b":lock"))]
+        return sum(int(self.redis.hget(key, "messages") or 0) for key in keys)
+
     def calls(self, name: str) -> list[tuple[str, int, int, int]]:
         items: Any = self.redis.lrange(name, 0, -1)
         return [tuple(json.loads(item)) for item in items]
@@ -857,7 +876,7 @@ def test_two_workers_on_one_shard_keep_its_order_though_messages_fail(turns: Tur
             put()
         turns.wait_until_done()
         assert turns.steps_back() == 0
-        assert len({pid for *_, pid in turns.calls("done")}) >= 2  # both took part
+        assert len({pid for *_, pid in turns.calls("begun")}) >= 2  # both took part
         assert one.stop() == 0
         assert two.stop() == 0
     assert [attempt for _, n, attempt, _ in turns.calls("begun") if n == 30] == [1, 2, 3]
@@ -909,6 +928,46 @@ def test_rqs_own_commands_show_the_shards(turns: Turns) -> None:
     assert turns.steps_back() == 0
 
 
+@pytest.mark.parametrize("kind", ["rq", "flowkit"])
+def test_a_stop_lets_the_message_in_hand_finish_and_leaves_the_rest_to_the_next_worker(
+    turns: Turns, kind: str
+) -> None:
+    (queue,) = turns.put(("a", {}), ("a", {"do": "wait"}), *some(5, ["a"]), shards=1)
+    command = ("rq", "worker", "--url", turns.url, queue) if kind == "rq" else ("flowkit", "worker", "turns:app")
+    with turns.start(*command, TURNS_SHARDS="1") as worker:
+        turns.wait_for(lambda: len(turns.calls("begun")) == 2, 60, "the message that waits")
+        worker.signal(signal.SIGTERM)
+        turns.redis.rpush("gate", "open")
+        assert worker.wait() == 0
+    done = [n for _, n, _, _ in turns.calls("done")]
+    assert done == ([0, 1] if kind == "flowkit" else list(range(7)))  # a horse of RQ's is not told, and has a second
+    with turns.start(*command, "--burst", TURNS_SHARDS="1") as worker:
+        assert worker.wait() == 0
+    assert turns.steps_back() == 0
+    assert len(turns.calls("begun")) == 7
+
+
+def test_a_deployment_with_another_number_of_shards_keeps_the_order(
+    kafka: Kafka, topic: MakeTopic, turns: Turns
+) -> None:
+    turns.topic = topic("turns")
+    turns.env |= {"TURNS_IN": turns.topic, "FLOWKIT_KAFKA_HOSTS": kafka.hosts}
+    turns.send(some(100, ["a", "b", "c", "d"]))
+    with turns.start("flowkit", "run", "turns:app", TURNS_SHARDS="2") as consumer:
+        turns.wait_for(lambda: turns.waiting() == 100, 60, "100 queued messages")
+        assert consumer.stop() == 0
+    turns.send(some(100, ["a", "b", "c", "d"]))
+    with turns.start("flowkit", "run", "turns:app", TURNS_SHARDS="3") as consumer:
+        consumer.wait_for("newer ones wait until a worker has done them, so that their order holds")
+        assert turns.waiting() == 100
+        with turns.start("flowkit", "worker", "turns:app", TURNS_SHARDS="3") as worker:
+            turns.wait_until_done()
+            assert turns.steps_back() == 0
+            assert worker.stop() == 0
+        assert consumer.stop() == 0
+    assert turns.redis.hget(layouts_key("turns"), turns.topic) == b"default 3"
+
+
 def test_from_kafka_with_failing_messages_and_whatever_is_killed(
     kafka: Kafka, topic: MakeTopic, turns: Turns, wait_for: WaitFor
 ) -> None:
@@ -919,14 +978,11 @@ def test_from_kafka_with_failing_messages_and_whatever_is_killed(
     turns.env |= {"TURNS_IN": turns.topic, "FLOWKIT_KAFKA_HOSTS": kafka.hosts}
     keys = [f"key {number}" for number in range(12)]
     dice = random.Random(7)
-    producer = KafkaProducer(bootstrap_servers=kafka.hosts, linger_ms=5)
+    tasks = []
     for n in range(3000):
-        key = dice.choice(keys)
-        turns.sent[key].append(n)
-        task = {"n": n, "seconds": 0.002, **({"do": "fail", "times": 2} if n % 500 == 250 else {})}
-        producer.send(turns.topic, json.dumps(task).encode(), key=key.encode())
-    producer.flush()
-    producer.close()
+        fails = {"do": "fail", "times": 2} if n % 500 == 250 else {}
+        tasks.append((dice.choice(keys), {"seconds": 0.002, **fails}))
+    turns.send(tasks)
     # When consumer and workers are killed on the way
     run, work = ("flowkit", "run", "turns:app"), ("flowkit", "worker", "turns:app")
     consumer, worker = turns.start(*run), turns.start(*work)

@@ -229,6 +229,7 @@ def test_what_a_long_job_has_not_begun_goes_back_to_the_front_in_smaller_jobs(
     monkeypatch.setattr("flowkit.dispatch.LONGEST_JOB", 0.2)
     runs = log_runs(shop, lambda payload, message: time.sleep(0.08 if payload < 4 else 0))
     shop.app.routes["orders"].job_seconds = 0.02
+    shop.app.routes["orders"].job_size = 10
     shop.enqueue("orders", *numbers(12))
     assert [len(job.args[3]) for job in shop.jobs()] == [10, 2]
     SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
@@ -315,14 +316,14 @@ def test_workers_measure_and_the_consumer_learns(shop: Shop) -> None:
         return [len(job.args[3]) for job in shop.jobs()]
 
     jobs_module.Messages._warm = True
-    assert put(0, 20) == [10, 10]
+    assert put(0, 100) == [50, 50]
     shop.work()
-    assert len(runs) == 20
+    assert len(runs) == 100
     seconds, messages = (float(part) for part in (shop.redis.hget(paces_key("shop"), "orders") or b"").split())
     assert 0.005 <= seconds / messages < 0.02
-    put(20, 1)
+    put(100, 1)
     shop.work()
-    sizes = put(21, 100)
+    sizes = put(101, 100)
     assert 5 <= sizes[0] <= 20
     assert sum(sizes) == 100
 

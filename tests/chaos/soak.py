@@ -611,7 +611,7 @@ class Soak:
     def look_at_jobs(self) -> None:
         """How often each message was queued by a consumer, by the word of Redis."""
         times = array("l", [0]) * self.plan.count
-        doubled: list[str] = []
+        doubled: dict[str, str] = {}
         consumers: set[str] = set()
         others: set[str] = set()  # RQ writes a job anew with its result, too
         for by_consumer, job, data in queued_jobs(self.redis.commands()):
@@ -624,12 +624,12 @@ class Soak:
                 times[message] += 1
                 if times[message] > 1:
                     self.findings.queued_twice += 1
-                    doubled.append(f"partition {partition} offset {offset} (job {job})")
+                    doubled.setdefault(job, f"partition {partition} offset {offset} and more in job {job}")
         self.findings.jobs = len(consumers)
         self.findings.put_back = len(others - consumers)
         self.findings.never_queued = times.count(0)
         if doubled:
-            self.findings.faults.append(f"queued twice: {'; '.join(doubled[:5])}")
+            self.findings.faults.append(f"queued twice: {'; '.join([*doubled.values()][:5])}")
         if self.findings.never_queued:
             self.findings.faults.append(f"never queued: messages {self._places(times.index(0))}, ...")
 
@@ -645,24 +645,26 @@ class Soak:
             kills = [kill for kill in by_pid[ledgers.pids[run.file]] if kill.at + 0.05 >= run.at]
             return min(kills, key=lambda kill: kill.at, default=None)
 
-        for file, job in enumerate(ledgers.last_job):
-            kill = killed(Run(file, job, ledgers.last_at[file]))
-            if kill is not None and ledgers.hands[job] > 1:  # else it was finished
-                found.in_hand_by[kill.number] += ledgers.in_hand[file]
-        unexplained: list[str] = []
+        unexplained: dict[str, None] = {}
+        again: set[int] = set()
         for runs in ledgers.repeated():
             for run in runs[:-1]:
                 found.repeated += 1
                 kill = killed(run)
                 if kill is None or ledgers.last_job[run.file] != run.job:
                     found.unexplained += 1
-                    unexplained.append(" then ".join(f"{r.job.decode()} in {ledgers.pids[r.file]}" for r in runs))
+                    unexplained[" then ".join(f"{r.job.decode()} in {ledgers.pids[r.file]}" for r in runs)] = None
                     continue
                 found.repeated_by[kill.number] += 1
+                again.add(run.file)
                 found.oldest = max(found.oldest, kill.at - run.at)
+        for file, job in enumerate(ledgers.last_job):
+            kill = killed(Run(file, job, ledgers.last_at[file]))
+            if kill is not None and (ledgers.hands[job] > 1 or file in again):  # else it was finished
+                found.in_hand_by[kill.number] += ledgers.in_hand[file]
         found.runs = ledgers.runs
         if unexplained:
-            found.faults.append(f"handled again though in no killed hand: {'; '.join(unexplained[:5])}")
+            found.faults.append(f"handled again though in no killed hand: {'; '.join([*unexplained][:5])}")
         missing = ledgers.missing()
         found.never_handled = len(missing)
         if missing:
@@ -673,8 +675,9 @@ class Soak:
     def judge(self) -> None:
         found = self.findings
         handled = found.in_hand_by.total()
-        if handled >= 1_000 and found.repeated > handled * MOST_REPEATED:
-            share = f"{found.repeated:,} of {handled:,}"
+        repeated = found.repeated_by.total()
+        if handled >= 1_000 and repeated > handled * MOST_REPEATED:
+            share = f"{repeated:,} of {handled:,}"
             found.faults.append(f"{share} messages that killed jobs had done were done again: progress is not kept")
         if found.unanswered:
             found.faults.append(f"{found.unanswered} answers are missing")
