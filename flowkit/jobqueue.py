@@ -13,7 +13,7 @@ from .dispatch import Entry, Handling
 from .errors import QueueError
 from .marks import Mark, Marks, expectations, marks_key
 from .message import Partition
-from .queues import STORE, Made, Writer, connect, make_jobs, paces_key, redis_errors
+from .queues import STORE, Made, Writer, connect, fitting, make_jobs, paces_key, redis_errors
 from .shards import (
     LINE_UP,
     Line,
@@ -295,8 +295,3 @@ class Sizes:
         if busy:
             guess = self._guess.get(handling.topic, FIRST_SIZE)
             self._guess[handling.topic] = min(2 * guess, handling.job_size)
-
-
-def fitting(seconds: float, handling: Handling) -> int:
-    """Messages in a job, where one takes so many seconds."""
-    return max(1, min(handling.job_size, int(handling.job_seconds / max(seconds, 1e-9))))

@@ -20,11 +20,10 @@ from rq.timeouts import JobTimeoutException
 from .alarm import Alarm
 from .dispatch import Entry, Handling, Run, Until
 from .errors import FlowkitError, QueueError, is_passing
-from .jobqueue import fitting
 from .message import PlainRecord, about, place
 from .producer import FLUSH_TIMEOUT
 from .progress import NOTHING, JobTaken, Progress, Took
-from .queues import BACK, FRONT, RUNS, Made, Parcel, Writer, make_jobs
+from .queues import BACK, FRONT, RUNS, Made, Parcel, Writer, fitting, make_jobs
 from .responses import Response
 
 if TYPE_CHECKING:

@@ -209,6 +209,11 @@ def make_jobs(
     return jobs
 
 
+def fitting(seconds: float, handling: Handling) -> int:
+    """Messages in a job, where one takes so many seconds."""
+    return max(1, min(handling.job_size, int(handling.job_seconds / max(seconds, 1e-9))))
+
+
 def _named(topic: str, entries: list[Entry]) -> tuple[str, str]:
     """The id and the description of a job, which say what is in it."""
     first, last = entries[0], entries[-1]

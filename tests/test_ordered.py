@@ -928,6 +928,28 @@ def test_rqs_own_commands_show_the_shards(turns: Turns) -> None:
     assert turns.steps_back() == 0
 
 
+@pytest.mark.usefixtures("looked_after")
+def test_a_horse_that_goes_on_without_its_worker_is_waited_for(turns: Turns) -> None:
+    """RQ takes the job of a worker that gives no sign for another one's, though the horse of it may live."""
+    (queue,) = turns.put(("a", {}), ("a", {"do": "wait"}), *some(5, ["a"]), shards=1)
+    started = StartedJobRegistry(queue, connection=turns.redis)
+    scheduled = ScheduledJobRegistry(queue, connection=turns.redis)
+    with turns.rq(queue) as one:
+        turns.wait_for(lambda: len(turns.calls("begun")) == 2, 60, "the message that waits")
+        (ticket,) = started.get_job_ids(cleanup=False)
+        one.kill()  # not its horse
+        entries: Any = turns.redis.zrange(started.key, 0, -1)
+        turns.redis.zadd(started.key, {entry: 1 for entry in entries})  # its time is up
+        with turns.rq(queue) as two:
+            turns.wait_for(lambda: {*scheduled.get_job_ids()} - {ticket}, 60, "another ticket that waits")
+            assert len(turns.calls("begun")) == 2
+            turns.redis.rpush("gate", "open")
+            turns.wait_until_done()
+            assert two.stop() == 0
+    assert [n for _, n, _, _ in turns.calls("begun")] == list(range(7))
+    assert turns.steps_back() == 0
+
+
 @pytest.mark.parametrize("kind", ["rq", "flowkit"])
 def test_a_stop_lets_the_message_in_hand_finish_and_leaves_the_rest_to_the_next_worker(
     turns: Turns, kind: str

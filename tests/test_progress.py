@@ -21,11 +21,11 @@ from test_jobs import AT_ONCE, Shop, _opened, kill_worker_of, log_runs, offsets_
 from flowkit import Message, Retry
 from flowkit import jobs as jobs_module
 from flowkit.errors import RedisUnavailable
-from flowkit.jobqueue import FIRST_SIZE, JobQueue, Pack, Sizes, fitting
+from flowkit.jobqueue import FIRST_SIZE, JobQueue, Pack, Sizes
 from flowkit.marks import Mark
 from flowkit.message import Partition
 from flowkit.progress import DONE, RUN, JobTaken, Progress, Took
-from flowkit.queues import FRONT, MOST_BYTES, Writer, make_jobs, paces_key
+from flowkit.queues import FRONT, MOST_BYTES, Writer, fitting, make_jobs, paces_key
 
 
 @pytest.fixture
