@@ -203,7 +203,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
         if end:
             if messages.at < len(entries):
                 jobs += _rest(app, handling, job.origin, parcel, messages)
-            progress.note(messages.settled, jobs, messages.took)
+            progress.note(len(entries), jobs, messages.took)  # the rest is that of other jobs now
         elif jobs or messages.settled > progress.done:
             progress.note(messages.settled, jobs)
         for failure, wait_for in zip(rest, waits, strict=True):

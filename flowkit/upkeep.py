@@ -45,8 +45,11 @@ LATE = 10.0
 TAKEN = 20.0
 """Seconds after which a job that was taken from its queue and not begun goes back: its worker was killed in between."""
 
+# What is no job that waits to be begun, or is in the queue already, was put back by RQ: a worker that is killed before it has
+# begun a job leaves an entry that nobody removes when the job is done by another.
 PUT_BACK = """
 if redis.call('lrem', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+if redis.call('hget', KEYS[3], 'status') ~= 'queued' or redis.call('lpos', KEYS[2], ARGV[1]) then return 0 end
 redis.call('lpush', KEYS[2], ARGV[1])
 return 1
 """
@@ -192,7 +195,8 @@ class Upkeep(threading.Thread):
         taken = {id_: before.get(id_, now) for id_ in ids}
         self._taken[queue.name] = taken
         for id_, since in taken.items():
-            if now - since >= TAKEN and self._put_back([queue.intermediate_queue_key, queue.key], [id_]):
+            keys = [queue.intermediate_queue_key, queue.key, OwnJob.key_for(id_)]
+            if now - since >= TAKEN and self._put_back(keys, [id_]):
                 logger.warning(
                     "job %s was taken by a worker that was killed; it goes back to queue %s", id_, queue.name
                 )

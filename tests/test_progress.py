@@ -242,6 +242,22 @@ def test_what_a_long_job_has_not_begun_goes_back_to_the_front_in_smaller_jobs(
     assert runs == [(number, 1) for number in range(12)]
 
 
+def test_a_job_whose_rest_went_to_other_jobs_does_nothing_when_it_is_run_once_more(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker was killed before RQ knew that it was done."""
+    monkeypatch.setattr("flowkit.dispatch.LONGEST_JOB", 0.1)
+    runs = log_runs(shop, lambda payload, message: time.sleep(0.03))
+    shop.app.routes["orders"].job_seconds = 0.01
+    (job,) = shop.enqueue("orders", *numbers(9))
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert 0 < len(runs) < 9
+    kill_worker_of(shop, job)
+    shop.bring_due()
+    shop.work()
+    assert sorted(runs) == [(number, 1) for number in range(9)]
+
+
 def test_a_job_may_take_as_long_as_its_packing_and_one_message_need(shop: Shop) -> None:
     log_runs(shop)
     shop.app.routes["orders"].job_timeout = 3
