@@ -48,8 +48,9 @@ TAKEN = 20.0
 # What is no job that waits to be begun, or is in the queue already, was put back by RQ: a worker that is killed before it has
 # begun a job leaves an entry that nobody removes when the job is done by another.
 PUT_BACK = """
-if redis.call('lrem', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
-if redis.call('hget', KEYS[3], 'status') ~= 'queued' or redis.call('lpos', KEYS[2], ARGV[1]) then return 0 end
+local taken = redis.call('hget', KEYS[3], 'status') == 'queued' and not redis.call('lpos', KEYS[2], ARGV[1])
+if taken and ARGV[2] == '0' then return 0 end
+if redis.call('lrem', KEYS[1], 1, ARGV[1]) == 0 or not taken then return 0 end
 redis.call('lpush', KEYS[2], ARGV[1])
 return 1
 """
@@ -196,7 +197,7 @@ class Upkeep(threading.Thread):
         self._taken[queue.name] = taken
         for id_, since in taken.items():
             keys = [queue.intermediate_queue_key, queue.key, OwnJob.key_for(id_)]
-            if now - since >= TAKEN and self._put_back(keys, [id_]):
+            if self._put_back(keys, [id_, int(now - since >= TAKEN)]):
                 logger.warning(
                     "job %s was taken by a worker that was killed; it goes back to queue %s", id_, queue.name
                 )

@@ -160,18 +160,15 @@ def test_a_job_that_was_taken_and_not_begun_comes_back(
 
 @pytest.mark.parametrize("status", ["finished", "failed", "scheduled", "queued"])
 def test_an_entry_that_a_killed_worker_left_of_a_job_that_came_back_otherwise_is_removed(
-    background: Background, monkeypatch: pytest.MonkeyPatch, status: str
+    background: Background, status: str
 ) -> None:
     """RQ removes one of two entries; the other one is no job that waits."""
-    monkeypatch.setattr(module, "TAKEN", 0.0)
     job = background.stuck()
     background.redis.hset(job.key, "status", status)
     if status == "queued":
         background.redis.rpush(background.queue.key, job.id)
     before = background.queue.job_ids
-    upkeep = background.upkeep()
-    background.clean(upkeep)
-    background.clean(upkeep)
+    background.clean(background.upkeep())
     assert background.queue.job_ids == before
     assert background.queue.intermediate_queue.get_job_ids() == []
 
