@@ -66,6 +66,15 @@ def delete(video: dict[str, Any]) -> None:
 # --8<-- [end:worker]
 
 
+# --8<-- [start:ordered]
+@app.topic("videos.edited", ordered=True, shards=2)
+def edit(video: dict[str, Any], message: Message) -> None:
+    print("edit", message.offset, "of", video["title"])
+
+
+# --8<-- [end:ordered]
+
+
 # --8<-- [start:parser]
 @app.topic("titles", parser=Text, inline=True)
 def title(text: str) -> None:

@@ -527,6 +527,8 @@ class Consumer:
         if self._client is not None:
             try:
                 self._settle()
+                if self.queueing is not None:
+                    self.queueing.end()
                 self.commit()
             except Exception as error:
                 self.clean = False

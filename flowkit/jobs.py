@@ -23,7 +23,7 @@ from .errors import FlowkitError, QueueError, is_passing
 from .message import PlainRecord, about, place
 from .producer import FLUSH_TIMEOUT
 from .progress import NOTHING, JobTaken, Progress, Took
-from .queues import BACK, FRONT, RUNS, Made, Parcel, Writer, fitting, make_jobs
+from .queues import BACK, FRONT, RUNS, Envelope, Made, Parcel, Writer, fitting, make_jobs
 from .responses import Response
 
 if TYPE_CHECKING:
@@ -91,14 +91,13 @@ def perform(*args: Any) -> None:
     """What RQ runs: the messages of one job. Raises what a message alone in its job failed with, so that RQ retries it."""
     parcel = Parcel.of(args)
     app = _application(parcel.reference)
-    app.start(
-        check_client=False
-    )  # the consumer has; for most jobs of a plain worker it would cost more than all the rest
+    # Who consumes has checked the client's options; in a plain worker it would cost more than all the rest of most jobs.
+    app.start(check_client=False)
     handling = app.handling(parcel.topic)
     job = get_current_job()
     alarm = Alarm(Until())
-    if OwnWorker.application is not None:
-        OwnWorker.until = alarm.until
+    # A message alone in its job is the one in hand: a stop must not pass it over.
+    OwnWorker.until = None if len(parcel.entries) == 1 else alarm.until
     with alarm.taken(handling.job_timeout):
         if parcel.shard is not None:
             from .ordered import work_on
@@ -110,6 +109,8 @@ def perform(*args: Any) -> None:
             raise QueueError("a job of many messages can put its failed ones back only when RQ runs it")
         else:
             _perform_many(app, handling, parcel, job, alarm)
+    if job is not None and parcel.entries:
+        job.data = Envelope.emptied(parcel)
 
 
 def _application(reference: str) -> Flowkit:
@@ -184,7 +185,10 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
     back to the front of the queue.
     """
     progress = _progress(app, handling, job)
-    progress.begin()
+    try:
+        progress.begin()
+    except JobTaken as error:
+        leave(job, error)
     entries, attempt, first = parcel.entries, parcel.attempt, progress.done
     messages = Messages(app, handling, entries, attempt, alarm, first)
     failed = 0
@@ -245,10 +249,13 @@ def _rest(app: Flowkit, handling: Handling, queue: str, parcel: Parcel, messages
 
 
 def leave(job: Job, error: JobTaken) -> None:
-    """Ends this process without a word to RQ, which would otherwise decide about a job that is somebody else's."""
+    """Ends this process without a word to RQ, which would otherwise decide about a job that is somebody else's.
+
+    A plain worker takes any exit code of its work horse but 0 for a failure of the job, and would queue it once more.
+    """
     logger.error("job %s: %s; this process ends", job.id, error)
     logging.shutdown()
-    os._exit(1)
+    os._exit(0 if OwnWorker.application is None else 1)
 
 
 # Messages through their handler.
@@ -314,6 +321,7 @@ class Messages:
             if self.at == len(self.entries):
                 self.took = took._replace(cold=True)
         took = self._handle(end)
+        self.alarm.allow(self._flush_time)  # what follows is no part of the last message
         self.took = Took(self.took.seconds + took.seconds, self.took.messages + took.messages, self.took.cold)
 
     def _handle(self, end: int) -> Took:
@@ -482,6 +490,7 @@ def settle_failures(
             rest.append(failure._replace(error=problem) if is_passing(problem) else failure)
         else:
             app.events.notice("dead", **details, attempt=attempt, dead_letter=handling.dead_letter)
+    alarm.allow(FLUSH_TIMEOUT + 10)
     return rest
 
 

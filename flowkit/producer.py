@@ -255,9 +255,10 @@ class Producer:
         if self._keep:
             return
         client = self._client
+        deadline = time.monotonic() + timeout
         for closing in self._closing:  # what was started before its client was replaced
-            closing.join(timeout)
-        client.flush(timeout)
+            closing.join(max(0.0, deadline - time.monotonic()))
+        client.flush(max(0.1, deadline - time.monotonic()))
 
     def ended(self, delivery: Any) -> bool:
         """Whether a delivery has ended by now, well or badly."""

@@ -73,12 +73,13 @@ class Progress:
         self._run = ""
 
     def begin(self) -> None:
-        """Takes the job over from a run before this one."""
+        """Takes the job over from a run before this one. Raises ``JobTaken`` if it is not there any more."""
         run = secrets.token_hex(8)
         with redis_errors():
             done = self.writer.connection.register_script(BEGIN)(keys=[self.key], args=[run])
-        if done is not None:
-            self._run, self.done = run, int(done)
+        if done is None:
+            raise _taken()
+        self._run, self.done = run, int(done)
 
     def note(self, done: int, again: Sequence[Made] = (), took: Took = NOTHING) -> None:
         """Remembers that so many messages are done with, of which those in ``again`` go on in jobs of their own, and what some
@@ -92,9 +93,7 @@ class Progress:
             else:
                 noted = self._note(done, again, took)
         if not noted:
-            raise JobTaken(
-                "this job was deleted, or is another worker's by now, because this one stood still for a minute or more"
-            )
+            raise _taken()
         self.done = done
 
     def _note(self, done: int, again: Sequence[Made], took: Took) -> bool:
@@ -127,3 +126,9 @@ class Progress:
 
 class JobTaken(Exception):
     """Somebody else decides what becomes of this job now."""
+
+
+def _taken() -> JobTaken:
+    return JobTaken(
+        "this job was deleted, or is another worker's by now, because this one stood still for a minute or more"
+    )

@@ -131,14 +131,15 @@ class Queueing:
         counts: dict[Partition, int] = {}
         waiting: dict[str, int] = {}
         lost: dict[Partition, int] = {}
-        refused: set[Partition] = set()
+        refused = set(self._sought)  # these were polled before, and are read from elsewhere now
         try:
             for partition, records in batch.items():
                 track = loop.track(partition)
-                if partition in self._sought:  # these were polled before
+                if partition in refused:
                     continue
                 if self.intake is not None and self.intake.is_another(partition, loop.client):
                     self._read_another(track, partition)
+                    refused.add(partition)
                     continue
                 if self.ahead is not None and track.done is None:
                     track.done = records[0].offset  # where it begins, behind which nothing waits for anything

@@ -51,6 +51,8 @@ BACK, FRONT = "", "front"
 def connect(settings: str | Mapping[str, Any]) -> redis.Redis:
     """A Redis client whose every wait is bounded; nothing is sent until it is used."""
     options: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 15}
+    # after a failover the connections still lead to the old master, which is a replica now: its answer ends them
+    options["retry_on_error"] = [redis.ReadOnlyError]
     if isinstance(settings, str):
         return redis.Redis.from_url(settings, **options)
     options |= settings
@@ -110,6 +112,11 @@ class Envelope:
     @staticmethod
     def dumps(value: Any) -> bytes:
         return pickle.dumps(value, protocol=4)
+
+    @staticmethod
+    def emptied(parcel: Parcel) -> bytes:
+        """A job that is done, without its messages: RQ keeps it for a minute, and packs and sends its data anew. As text."""
+        return pickle.dumps((PERFORM, None, ("", parcel.topic, parcel.attempt, []), {}), protocol=0)
 
     @classmethod
     def loads(cls, data: bytes) -> Any:

@@ -243,7 +243,7 @@ class Worker(SimpleWorker):
             super().handle_job_success(job, queue, started_job_registry, execution)
 
     def _success(self, job: Job, execution: Execution, ttl: int) -> Pipeline:
-        """What RQ writes, but of the job's hash what has changed only: it would pack and send the messages once more."""
+        """What RQ writes, but of the job's hash what has changed only."""
         assert job.started_at is not None
         assert job.ended_at is not None
         pipe = self.connection.pipeline()
@@ -251,6 +251,8 @@ class Worker(SimpleWorker):
         self.increment_total_working_time(job.ended_at - job.started_at, pipe)
         ended = utcformat(job.ended_at)
         pipe.hset(job.key, mapping={"status": JobStatus.FINISHED, "ended_at": ended, "last_heartbeat": ended})
+        if job.data.isascii():  # it was emptied
+            pipe.hset(job.key, "data", job.data)
         pipe.expire(job.key, ttl)
         result = Result(
             job.id,

@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 from processes import Process
 from redis import Redis as RealRedis
 from rq import Queue
-from servers import Kafka, MakeTopic, WaitFor
+from servers import Kafka, MakeTopic, RedisServer, WaitFor
 from support import an_entry, put_jobs
 from test_consumer import A, Clock, Loop, Redis, jobs, make_app
 
@@ -378,14 +378,19 @@ def test_messages_that_are_to_be_tried_again_count_too(redis: RealRedis, queue: 
 
 
 def test_a_producer_much_faster_than_the_worker_fills_kafka_and_not_redis(
-    kafka: Kafka, topic: MakeTopic, redis: RealRedis, redis_url: str, tmp_path: Path, wait_for: WaitFor
+    kafka: Kafka, topic: MakeTopic, tmp_path: Path, wait_for: WaitFor
 ) -> None:
     if not kafka.apache:
         pytest.skip("the embedded broker has no rebalances to be relied on")
+    # a server of our own, for its memory
+    with RedisServer(tmp_path / "redis") as server, RealRedis.from_url(server.url) as redis:
+        _outrun(kafka.hosts, topic("pressed"), server.url, redis, tmp_path, wait_for)
+
+
+def _outrun(hosts: str, name: str, redis_url: str, redis: RealRedis, tmp_path: Path, wait_for: WaitFor) -> None:
     count, most, batch = 30_000, 2_000, 500
-    name = topic("pressed")
     env = {
-        "FLOWKIT_KAFKA_HOSTS": kafka.hosts,
+        "FLOWKIT_KAFKA_HOSTS": hosts,
         "FLOWKIT_REDIS": redis_url,
         "FLOWKIT_MAX_BACKLOG": str(most),
         "FLOWKIT_KAFKA_MAX_POLL_RECORDS": str(batch),
@@ -394,9 +399,9 @@ def test_a_producer_much_faster_than_the_worker_fills_kafka_and_not_redis(
         "PRESSED_IN": name,
         "PRESSED_GATE": str(tmp_path / "gate"),
     }
-    app = Flowkit("pressed", kafka={"hosts": kafka.hosts}, redis=redis_url)
+    app = Flowkit("pressed", kafka={"hosts": hosts}, redis=redis_url)
     app.add_topic(name, print)
-    producer = KafkaProducer(bootstrap_servers=kafka.hosts, linger_ms=20)
+    producer = KafkaProducer(bootstrap_servers=hosts, linger_ms=20)
     with contextlib.closing(producer):
         for number in range(count):
             producer.send(name, json.dumps({"n": number, "s": "x" * 200}).encode(), partition=0)
@@ -409,7 +414,7 @@ def test_a_producer_much_faster_than_the_worker_fills_kafka_and_not_redis(
         return int(redis.scard("seen"))  # type: ignore[arg-type]
 
     backlogs: list[int] = []
-    memory: list[int] = []
+    memory = [int(redis.info("memory")["used_memory_dataset"])]  # type: ignore[index]
     with Process("flowkit", "run", "pressed:app", env=env, log=tmp_path / "run") as consumer:
         consumer.wait_for("paused group=")
         wait_for(lambda: look() == 0 and max(backlogs) > most / 2, 20)  # of many jobs it is an estimate
@@ -420,6 +425,8 @@ def test_a_producer_much_faster_than_the_worker_fills_kafka_and_not_redis(
             redis.set(pause, 1, px=8_000)
             wait_for(lambda: look() is not None and not redis.exists(pause), 20)
             assert "resumed" not in consumer.output
+            # Redis holds what it may, and not all that is in Kafka (jobs that are done stay for a minute more, so it is now)
+            assert max(memory) - min(memory) < (most + batch) * 1_000 < count * 200
             Path(env["PRESSED_GATE"]).touch()
             wait_for(lambda: look() == count, 280, "every message to be handled")
             assert worker.stop() == 0
@@ -430,5 +437,4 @@ def test_a_producer_much_faster_than_the_worker_fills_kafka_and_not_redis(
     assert max(backlogs) <= most + batch, "messages that wait in the queue"
     held = [int(text) for text in re.findall(r"paused group=\S+ queue=\S+ messages=(\d+)", consumer.output)]
     assert max(held) <= most + batch
-    assert max(memory) - min(memory) < (most + batch) * 600 + count * 120  # and the set that the handlers fill
     assert int(redis.get("handled") or 0) == count  # each of them once

@@ -1226,6 +1226,35 @@ def test_a_topic_made_anew_while_it_is_consumed_is_queued_from_its_start(clock: 
     assert loop.committed("a") == 2
 
 
+@pytest.mark.parametrize("when", ["at the start", "while it is consumed"])
+def test_a_topic_made_anew_is_read_from_its_start_though_redis_goes_away_in_the_same_turn(
+    clock: Clock, when: str
+) -> None:
+    redis = Redis()
+    app = queued_app()
+    app.add_topic("b", lambda value: None)
+    loop = Loop(app, clock, redis)
+    loop.put("a", 1, 2, 3)
+    loop.put("b", 1)
+    loop.turn()
+    loop.broker.topics["a"] = [[]]
+    loop.broker.ids["a"] = "another"
+    loop.put("a", 4, 5, 6, 7, 8)
+    loop.put("b", 2)
+    if when == "at the start":
+        loop = Loop(app, clock, redis, broker=loop.broker)
+
+    def away() -> None:
+        redis.before_enqueue = lambda: None
+        redis.down = 1
+
+    redis.before_enqueue = away
+    loop.turn(5, after=20)
+    assert [job for job in redis.jobs if job[0] == "a"] == jobs(0, 1, 2, 0, 1, 2, 3, 4)
+    assert [job for job in redis.jobs if job[0] == "b"] == [("b", 0, 0), ("b", 0, 1)]
+    assert loop.committed("a") == 5
+
+
 @pytest.mark.parametrize("ahead", [1, 2, 3])
 def test_what_somebody_else_queued_meanwhile_is_not_queued_twice(clock: Clock, ahead: int) -> None:
     redis = Redis()

@@ -96,9 +96,10 @@ def test_it_is_said_once(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_messages_are_packed_and_run_in_order(shop: Shop) -> None:
     runs = log_runs(shop)
+    shop.app.routes["orders"].job_size = 10
     jobs = shop.enqueue("orders", *(str(number).encode() for number in range(25)))
     assert offsets_of(jobs) == list(range(25))
-    assert 1 < len(jobs) < 25
+    assert [len(job.args[3]) if len(job.args) == 4 else 0 for job in jobs] == [10, 10, 5]
     fetched = Job.fetch(jobs[0].id, connection=shop.redis)
     assert (fetched.func_name, fetched.origin, fetched.timeout) == (PERFORM, "default", jobs[0].timeout)
     assert (fetched.result_ttl, fetched.retries_left, fetched.retry_intervals) == (

@@ -25,6 +25,7 @@ from rq.registry import FailedJobRegistry, ScheduledJobRegistry
 from rq.serializers import DefaultSerializer
 
 from flowkit import Flowkit, Message, Retry
+from flowkit.alarm import Alarm
 from flowkit.clients.memory import Broker
 from flowkit.dispatch import Handling
 from flowkit.errors import DeliveryError, QueueError, RedisUnavailable, RouteNotFound
@@ -371,6 +372,25 @@ def test_a_queue_whose_key_is_something_else_is_refused_before_anything_is_writt
     assert shop.redis.keys("rq:job:*") == []
 
 
+# A stop.
+
+
+def test_a_stop_just_before_a_message_that_is_alone_in_its_job_does_not_lose_it(
+    own: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = log_runs(own)
+    own.enqueue("orders", b"1")
+    allow = Alarm.allow
+
+    def stop(self: Alarm, seconds: float) -> None:
+        allow(self, seconds)
+        OwnWorker.stop()
+
+    monkeypatch.setattr(Alarm, "allow", stop)
+    own.work_by_flowkit()
+    assert runs == [(1, 1)]
+
+
 # What a job may hold.
 
 
@@ -640,6 +660,28 @@ def test_a_stock_rq_worker_runs_a_pack_in_order_and_sends_its_responses(shop: Sh
 
 
 ENTRY = ("t", 0, 0, 0, None, b"1", (), 0.0)
+
+
+@pytest.mark.parametrize("by_flowkit", [False, True])
+def test_a_finished_job_holds_no_messages_any_more(
+    own: Shop, by_flowkit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RQ keeps it for a minute, which are many messages."""
+    runs = log_runs(own)
+    jobs = own.enqueue("orders", *(b"1" for _ in range(51)))
+    assert [len(job.args[3]) for job in jobs] == [50, 1]
+    if by_flowkit:
+        own.work_by_flowkit()
+    else:
+        monkeypatch.setattr(OwnWorker, "application", None)
+        own.work()
+    assert len(runs) == 51
+    for job in jobs:
+        finished = Job.fetch(job.id, connection=own.redis)
+        assert finished.get_status() == "finished"
+        assert list(finished.args) == ["", "orders", 1, []]
+        assert finished.description == job.description
+        assert finished.meta == job.meta
 
 
 @pytest.mark.parametrize(

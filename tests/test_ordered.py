@@ -939,7 +939,7 @@ def test_a_horse_that_goes_on_without_its_worker_is_waited_for(turns: Turns) -> 
         (ticket,) = started.get_job_ids(cleanup=False)
         one.kill()  # not its horse
         entries: Any = turns.redis.zrange(started.key, 0, -1)
-        turns.redis.zadd(started.key, {entry: 1 for entry in entries})  # its time is up
+        turns.redis.zadd(started.key, dict.fromkeys(entries, 1))  # its time is up
         with turns.rq(queue) as two:
             turns.wait_for(lambda: {*scheduled.get_job_ids()} - {ticket}, 60, "another ticket that waits")
             assert len(turns.calls("begun")) == 2

@@ -340,6 +340,20 @@ def test_responses_are_waited_for_though_a_failure_has_replaced_their_client(app
     assert late.outcome(delivery) is None
 
 
+def test_a_flush_is_bounded_however_many_clients_have_been_replaced(app: Flowkit) -> None:
+    """A worker's alarm for it is only a little longer, and would have the whole job done again."""
+    late = [LateProducer(Broker()) for _ in range(4)]
+    clients = iter([*late, MemoryProducer(late[0].broker)])
+    app._producer = Producer(lambda: app.settings, lambda _: next(clients))
+    for _ in late:
+        assert isinstance(app.producer.submit("broken", "").exception(5), DeliveryError)
+    began = time.monotonic()
+    app.producer.flush(0.3)
+    assert time.monotonic() - began < 0.9
+    for client in late:
+        client.may_close.set()
+
+
 def _record() -> Any:
     from support import make_record
 

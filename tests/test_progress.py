@@ -13,6 +13,7 @@ import pytest
 from processes import Process
 from redis import Redis
 from rq import Queue, SimpleWorker, get_current_job
+from rq import Worker as RqWorker
 from rq.job import Job
 from servers import WaitFor
 from support import an_entry
@@ -81,6 +82,8 @@ def test_a_deleted_job_stays_deleted(shop: Shop) -> None:
     job.delete()
     with pytest.raises(JobTaken):
         progress.note(1)
+    with pytest.raises(JobTaken):
+        progress_of(shop, job).begin()
     assert not shop.redis.exists(job.key)
 
 
@@ -99,9 +102,31 @@ def test_a_process_whose_job_was_taken_ends_without_a_word_to_rq(
     runs = log_runs(shop, taken)
     shop.enqueue("orders", *numbers(3))
     shop.work()
-    assert ends == [1]
+    assert ends == [0]
     assert runs[0] == (0, 1)
     assert "is another worker's by now" in caplog.text
+
+
+def test_rq_leaves_a_job_alone_that_was_taken_from_its_work_horse(
+    redis: Redis, redis_url: str, tmp_path: Path, wait_for: WaitFor
+) -> None:
+    """A horse that ends with a failure would be one of the job to RQ, which would queue it a second time."""
+    ledger = tmp_path / "ledger"
+    env = {"FLOWKIT_REDIS": redis_url, "FLOWKIT_KAFKA_HOSTS": "127.0.0.1:1", "SLOW_LEDGER": str(ledger)}
+    shop = Shop(redis, redis_url)
+    shop.app.reference = "slow:app"
+    shop.app.add_topic("orders", lambda payload: None)
+    (job,) = shop.enqueue("orders", *numbers(40))
+    with Process("rq", "worker", "--url", redis_url, "default", env=env, log=tmp_path / "log") as worker:
+        wait_for(lambda: ledger.exists() and ledger.read_bytes(), what="the first message")
+        redis.hset(job.key, RUN, "another")
+        worker.wait_for("this process ends")
+        wait_for(lambda: not worker.children(), what="the horse to end")
+        (name,) = RqWorker.all_keys(connection=redis)
+        wait_for(lambda: redis.hget(name, "state") == b"idle", what="the worker to go on")
+        assert "terminated unexpectedly" not in worker.output
+    assert job.get_status() == "started"
+    assert shop.scheduled() == shop.jobs() == []
 
 
 def test_progress_and_what_is_tried_again_move_together(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +306,28 @@ def test_the_time_out_is_that_of_the_message_in_hand(shop: Shop) -> None:
     shop.work_all()
     assert runs == [*((number, 1) for number in range(7)), (4, 2)]
     assert signal.getsignal(signal.SIGALRM) in (before, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_note_that_takes_longer_than_the_time_out_breaks_nothing_off(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    note = Progress.note
+
+    def slow(self: Progress, *args: Any, **more: Any) -> None:
+        time.sleep(0.4)
+        note(self, *args, **more)
+
+    def work(payload: Any, message: Message) -> None:
+        if fails and payload == 1 and message.attempt == 1:
+            raise ValueError("no")
+
+    monkeypatch.setattr(Progress, "note", slow)
+    runs = log_runs(shop, work)
+    shop.app.routes["orders"].job_timeout = 0.3
+    shop.enqueue("orders", *numbers(3))
+    shop.work_all()
+    assert runs == [(0, 1), (1, 1), (2, 1), *([(1, 2)] if fails else [])]
 
 
 # How large a job is.

@@ -7,9 +7,9 @@ The consumer here is the real loop on a Kafka in memory, and its time moves only
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
+import select
+import socket
+import socketserver
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,18 +20,19 @@ import pytest
 from processes import Process
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry as RedisRetry
 from servers import ChosenRedis, WaitFor
-from support import an_entry, messages_of, put_jobs
+from support import an_entry, messages_of
 from test_consumer import Clock, Events, Loop, make_app
 
 import flowkit.consumer
 import flowkit.dispatch
 import flowkit.queueing
-from flowkit import Flowkit, Retry
-from flowkit.jobqueue import JobQueue
+from flowkit import upkeep
+from flowkit.errors import RedisUnavailable
+from flowkit.jobqueue import JobQueue, Pack
+from flowkit.marks import Mark
 from flowkit.message import Partition
 
 QUEUE = "rq:queue:default"
@@ -322,3 +323,103 @@ def test_redis_looks_at_its_memory_before_the_first_write_of_a_script_and_then_c
     with pytest.raises(ResponseError, match="command not allowed when used memory"):
         redis.eval(fill, 1, "more:")
     assert redis.keys("more:*") == []
+
+
+# The worker: a job in hand, and what it has to write about it.
+
+
+@pytest.mark.parametrize("trouble", [full, killed, a_replica], ids=lambda trouble: trouble.__name__)
+def test_a_worker_with_a_job_in_hand_loses_nothing_and_its_processes_start_again(
+    troubled: Troubled, trouble: Trouble, tmp_path: Path, wait_for: WaitFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process ends at the first word that Redis does not take; the job comes back, and goes on where the last note was."""
+    monkeypatch.setattr(upkeep, "CLEAN_EVERY", 0.5)
+    monkeypatch.setattr(upkeep, "TAKEN", 2.0)
+    server, redis, count = troubled.server, troubled.redis, 30
+    app = make_app(inline=False)
+    app.add_topic("orders", print)
+    queue = JobQueue(server.url, "enduring", "enduring:app")
+    entries = [an_entry("orders", number, value=b'{"n": %d}' % number) for number in range(count)]
+    for start in (0, 10, 20):
+        pack = Pack(app.handling("orders"), "default", entries[start : start + 10])
+        place = Partition("orders", 0)
+        queue.enqueue("g", [pack], {place: Mark(start or None)}, {place: start + 10})
+    files = {"ENDURING_RUNS": str(tmp_path / "runs"), "ENDURING_GATE": str(tmp_path / "gate")}
+    runs = Path(files["ENDURING_RUNS"])
+    runs.touch()
+
+    def handled() -> Counter[str]:
+        return Counter(runs.read_text().split("\n")[:-1])
+
+    env = {**files, "FLOWKIT_REDIS": server.url}
+    with Process("flowkit", "worker", "enduring:app", env=env, log=tmp_path / "worker") as worker:
+        wait_for(lambda: "3 1" in handled(), what="the worker to have a job in hand")
+        with trouble(troubled):
+            Path(files["ENDURING_GATE"]).touch()
+            worker.wait_for("a new one starts in")
+            worker.wait_for("Redis ")
+            assert worker.popen.poll() is None  # what starts its processes goes on
+        looking_after = upkeep.Upkeep(server.url, "enduring")
+
+        def done() -> bool:
+            with contextlib.suppress(RedisError, RedisUnavailable):  # it has just come back
+                looking_after.turn()
+            return {run.split()[0] for run in handled()} == {str(n) for n in range(count)} and handled()["14 2"] > 0
+
+        wait_for(done, 90, "every message to be handled")
+        wait_for(lambda: done() and "5 2" in handled(), 30, "the second attempts")
+        assert worker.stop() == 0
+        looking_after.close()
+    repeated = {run: times for run, times in handled().items() if times > 1}
+    assert all(int(run.split()[0]) < 10 for run in repeated), repeated  # only of the job in hand
+    assert redis.llen(QUEUE) == redis.zcard("rq:failed:default") == 0
+    assert redis.zcard("rq:wip:default") == redis.zcard("rq:scheduled:default") == 0
+
+
+# An address that leads elsewhere from now on, while the old connections still work.
+
+
+class Signpost(socketserver.ThreadingTCPServer):
+    """Passes connections on to the port that it names when they are made."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), Relay)
+        self.port = port
+
+
+class Relay(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.port)) as there:  # type: ignore[attr-defined]
+            ends = {self.request: there, there: self.request}
+            while True:
+                for ready in select.select(list(ends), [], [])[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    ends[ready].sendall(data)
+
+
+def test_after_a_failover_it_does_not_stay_with_the_old_master(troubled: Troubled, tmp_path: Path) -> None:
+    """As with a name that a service moves: whoever is connected stays connected to what is a replica now."""
+    with ChosenRedis(tmp_path / "other") as other, Signpost(troubled.server.port) as signpost:
+        threading.Thread(target=signpost.serve_forever, daemon=True).start()
+        at_once = troubled.at_once | {"url": f"redis://127.0.0.1:{signpost.server_address[1]}/0"}
+        app = make_app(inline=False)
+        app.add_topic("a", lambda value: None)
+        loop = Loop(app, troubled.loop.clock, JobQueue(at_once, "t", "troubled:app"))  # type: ignore[arg-type]
+        loop.put("a", 1)
+        loop.consumer.turn()
+        with Redis.from_url(other.url) as redis:
+            redis.flushall()
+            for key in troubled.redis.scan_iter():
+                redis.restore(key, 0, troubled.redis.dump(key))  # type: ignore[arg-type]
+            signpost.port = other.port
+            with a_replica(troubled):
+                loop.put("a", 2)
+                loop.turn(10, after=20)
+                assert redis.hget("flowkit:marks:g", "queued:a:0") == b"2", loop.events.errors[-1]
+            assert len(loop.events.errors) == 1  # the answer of the old one
+        signpost.shutdown()

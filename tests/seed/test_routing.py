@@ -34,6 +34,15 @@ def test_a_route_needs_a_topic_and_a_handler(flowkit_client: Client, capsys: pyt
     assert capsys.readouterr().out == "indexing Metropolis\n"
 
 
+def test_an_ordered_route_has_a_queue_for_each_of_its_shards(
+    flowkit_client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queues = [flowkit_client.send("videos.edited", {"title": title}, key=title).queue for title in "abcdea"]
+    assert {*queues} == {"default.videos.edited.0", "default.videos.edited.1"}
+    assert queues[0] == queues[-1]
+    assert "edit 5 of a\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["a", "A-z_0.9", "x" * 249, "...", "-"])
 def test_names_of_topics_are_those_that_kafka_takes(name: str) -> None:
     app = make_app()
