@@ -78,7 +78,9 @@ def _backlog(queue: Queue, app: Flowkit) -> Backlog:
     waiting = _count([*_list(connection, queue.key), *taken])
     return Backlog(
         queue.name,
-        waiting=waiting._replace(messages=waiting.messages + shard_messages(connection, app.settings.name, queue.name)),
+        waiting=waiting._replace(
+            messages=waiting.messages + shard_messages(connection, app.settings.name, queue.name)
+        ),
         running=_count(_sorted_set(connection, queue.started_job_registry.key)),
         scheduled=_count(_sorted_set(connection, queue.scheduled_job_registry.key)),
         failed=_count(_sorted_set(connection, queue.failed_job_registry.key)),

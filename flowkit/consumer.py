@@ -40,6 +40,9 @@ POLL_TIMEOUT = 0.5
 MOST_HANDLED, MOST_QUEUED = 500, 5_000
 """Messages of one poll where some are handled here, and where all go to queues: the more in a job, the less each costs."""
 
+MOST_OF_ALL = 50_000
+"""Messages of one poll in any case: Redis takes a million arguments in a call at most, and a job has twenty."""
+
 RECONNECT = Retry(first=0.5, cap=15.0)
 """Waits between attempts to reach brokers or Redis."""
 
@@ -114,7 +117,8 @@ class Consumer:
         self._reconnects = 0
         self.queueing = self._make_queueing(job_queue)
         self._gathers = not any(handling.inline for handling in handlings.values())
-        self.most = settings.kafka.max_poll_records or (MOST_QUEUED if self._gathers else MOST_HANDLED)
+        most = settings.kafka.max_poll_records or (MOST_QUEUED if self._gathers else MOST_HANDLED)
+        self.most = min(most, MOST_OF_ALL)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
         if all(handling.inline for handling in self.handlings.values()):

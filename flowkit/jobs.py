@@ -90,6 +90,8 @@ class OwnJob(Job):
 def perform(*args: Any) -> None:
     """What RQ runs: the messages of one job. Raises what a message alone in its job failed with, so that RQ retries it."""
     parcel = Parcel.of(args)
+    if not (parcel.entries or parcel.shard):  # it was done and emptied, and then RQ failed
+        return
     app = _application(parcel.reference)
     # Who consumes has checked the client's options; in a plain worker it would cost more than all the rest of most jobs.
     app.start(check_client=False)
@@ -146,9 +148,9 @@ def _perform_one(app: Flowkit, handling: Handling, parcel: Parcel, job: Job | No
     messages.settle(wait=True)
     failures = messages.due()
     app.events.notice("performed", topic=handling.topic, count=1, failed=len(failures))
+    rest = settle_failures(app, handling, failures, attempt, alarm, alone=True)
     if job is not None and attempt == 1:
         _progress(app, handling, job).note(1, took=messages.took)
-    rest = settle_failures(app, handling, failures, attempt, alarm, alone=True)
     for failure in rest:
         delay = None if job is None else _tell_rq(job, handling, attempt, failure.error)
         tell_end(app, handling, failure, attempt, delay)
@@ -306,27 +308,29 @@ class Messages:
         self._failed: dict[int, Failure] = {}
 
     def handle(self, count: int | None = None, *, seconds: float | None = None) -> None:
-        """Handles ``count`` messages (all if not given), but begins none after so many ``seconds``, and where they are
-        ``ordered`` none behind one that failed.
+        """Handles ``count`` messages (all if not given); with ``seconds`` it begins none later, and none behind one that fails,
+        so that what becomes of that one is noted before others are told of.
         """
         until = self.alarm.until
         until.at = float("inf") if seconds is None else time.monotonic() + seconds
         if OwnWorker.stopping and seconds is not None:  # a signal came just before the line above
             return
         end = len(self.entries) if count is None else self.at + count
+        failures = float("inf") if seconds is None else len(self._failed)
         self.alarm.allow(self.handling.job_timeout)
         if not Messages._warm:
-            took = self._handle(self.at + 1)
+            took = self._handle(self.at + 1, failures)
             Messages._warm = True
             if self.at == len(self.entries):
                 self.took = took._replace(cold=True)
-        took = self._handle(end)
+        took = self._handle(end, failures)
         self.alarm.allow(self._flush_time)  # what follows is no part of the last message
         self.took = Took(self.took.seconds + took.seconds, self.took.messages + took.messages, self.took.cold)
 
-    def _handle(self, end: int) -> Took:
+    def _handle(self, end: int, failures: float) -> Took:
+        """Up to ``end``, or until there are more than so many ``failures``."""
         first, opening, began = self.at, self.producer.opening, time.monotonic()
-        while self.at < end and not (self.ordered and self._failed):
+        while self.at < end and len(self._failed) <= failures:
             done, error = self.handling.run(
                 self.entries[self.at : end],
                 self._send,

@@ -83,11 +83,11 @@ class Queueing:
         until, pause = time.monotonic() + LINGER, 0.001
         while queues and self.intake is not None and not self.loop.stopping:
             try:
-                queues = [queue for queue in queues if self.intake.job_queue.has_jobs(queue)]
+                all_wait = all(self.intake.job_queue.has_jobs(queue) for queue in queues)
             except RedisUnavailable:
                 return  # the next batch finds out, and says so
             left = until - time.monotonic()
-            if not queues or left <= 0:
+            if not all_wait or left <= 0:
                 return
             time.sleep(min(pause, left))
             pause = min(2 * pause, 0.01)
@@ -217,7 +217,8 @@ class Queueing:
 
     def _read_another(self, track: Track, partition: Partition) -> None:
         """The same, where the new topic is longer already than the old one was read: it is read from its first message on."""
-        self.forget([partition])
+        if self.ahead is not None:
+            self.ahead.forget([partition])
         self.loop.client.seek(partition, 0)
         track.done = track.committed = None
         self._start_anew(track, partition, 0)

@@ -158,7 +158,7 @@ class Parcel(NamedTuple):
             reference, topic, attempt, entries = args
             if attempt == 0 and [type(part) for part in (reference, topic, *entries)] == [str, str, str]:
                 return cls(reference, topic, 0, [], entries[0])
-            sound = isinstance(reference, str) and isinstance(attempt, int) and isinstance(entries, list) and entries
+            sound = isinstance(reference, str) and isinstance(attempt, int) and isinstance(entries, list)
             for entry in entries if sound else ():
                 named, partition, offset, _, _, _, _, _ = entry
                 if named != topic or type(partition) is not int or type(offset) is not int:
@@ -206,8 +206,8 @@ def make_jobs(
         args = (reference, handling.topic, attempt, part)
         data = Envelope.dumps((PERFORM, None, args, {}))
         if len(data) > MOST_BYTES and len(part) > 1:
-            middle = len(part) // 2
-            waiting += [part[middle:], part[:middle]]
+            fewer = max(1, len(part) * MOST_BYTES // len(data))
+            waiting += [part[start : start + fewer] for start in range(0, len(part), fewer)][::-1]
             continue
         name, description = _named(handling.topic, part)
         timeout = handling.job_timeout if len(part) == 1 else handling.job_timeout + handling.longest_job

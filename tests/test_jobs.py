@@ -682,6 +682,8 @@ def test_a_finished_job_holds_no_messages_any_more(
         assert list(finished.args) == ["", "orders", 1, []]
         assert finished.description == job.description
         assert finished.meta == job.meta
+        perform(*finished.args)  # RQ failed behind it and runs it once more: there is nothing to do
+    assert len(runs) == 51
 
 
 @pytest.mark.parametrize(
@@ -690,7 +692,6 @@ def test_a_finished_job_holds_no_messages_any_more(
         (),
         ("text",),
         ("a:b", "t", 1),
-        ("a:b", "t", 1, []),
         ("a:b", "t", 1, [ENTRY], 5),
         (7, "t", 1, [ENTRY]),
         ("a:b", "t", "1", [ENTRY]),
@@ -1259,9 +1260,10 @@ def test_events_follow_the_messages_of_a_job(shop: Shop) -> None:
 
     where = {"topic": "orders", "partition": 0, "offset": 1, "group": "shop_orders"}
     assert told == [
-        ("responded", {"topic": "bills", "count": 2}),
+        ("responded", {"topic": "bills", "count": 1}),
         ("failed", {**where, "attempt": 1, "last": False}),
         ("retried", {**where, "attempt": 2, "delay": 0}),
+        ("responded", {"topic": "bills", "count": 1}),
         ("performed", {"topic": "orders", "count": 3, "failed": 1}),
         ("performed", {"topic": "orders", "count": 1, "failed": 1}),
         ("failed", {**where, "attempt": 2, "last": True}),

@@ -27,7 +27,7 @@ from rq import Worker as RqWorker
 from rq.job import Job
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 from servers import Kafka, MakeTopic, WaitFor
-from support import make_app
+from support import make_app, shown
 
 from flowkit import Flowkit, Message, Retry, backlog, flowmap
 from flowkit import upkeep as upkeep_module
@@ -72,7 +72,7 @@ NOBODY = "127.0.0.1:1"
         ({"ordered": True, "shards": 257}, "shards is a whole number from 1 to 256, not 257"),
         ({"ordered": True, "shards": 1.5}, "shards is a whole number from 1 to 256, not 1.5"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match="topic 'orders': ") as caught:
