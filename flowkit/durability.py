@@ -211,14 +211,16 @@ def waits(client: redis.Redis) -> Waits:
             for name, found in info.items()
             if name.startswith("slave")
         )
+        version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
         if not int(info.get("aof_enabled", 0)):
             if replica:
                 return Waits(disk=False, replica=True)
-            raise _not_durable("it has no append-only file and no replica", "set appendonly yes, or add a replica")
+            what = "it has no append-only file, and no replica is connected"
+            always = " and appendfsync always" if version < SINCE else ""
+            raise _not_durable(what, f"set appendonly yes{always}, or add a replica")
         fsync = _fsync(one)
         if fsync == "always":
             return Waits(disk=False, replica=replica)
-        version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
         if fsync == "no":
             what, disk = "its appendfsync is no, so its disk is behind by any time", False
         elif version < SINCE:

@@ -61,6 +61,8 @@ class Queueing:
         self._small: list[str] = []
         self._sought: set[Partition] = set()
         self._failures = 0
+        self._ended = False
+        self._recovered = ""
 
     # What the loop tells.
 
@@ -315,7 +317,8 @@ class Queueing:
 
     def end(self) -> None:
         """Waits for a few seconds until what was queued is safe: what is not committed at the end comes again."""
-        if self.ahead is not None:
+        if self.ahead is not None and not self._ended:
+            self._ended = True
             until = time.monotonic() + min(LONGEST, self.loop.settings.shutdown_timeout / 2)
             while self.ahead.queued and time.monotonic() < until:
                 self._look_whether_safe(LOOK_EVERY)
@@ -382,6 +385,7 @@ class Queueing:
     def _tell_redis_is_down(self, error: RedisUnavailable | ShardsOccupied) -> float:
         """Gives the seconds until the next try."""
         self._failures += 1
+        self._recovered = "the shards are empty" if isinstance(error, ShardsOccupied) else "Redis answers again"
         delay = self.loop.reconnect.delay(self._failures)
         self.monitor.notice_error(
             "queue",
@@ -392,7 +396,7 @@ class Queueing:
 
     def _redis_answers(self) -> None:
         if self._failures:
-            self.monitor.notice("recovered", message="Redis answers again", group=self.group)
+            self.monitor.notice("recovered", message=self._recovered, group=self.group)
         self._failures = 0
 
     def _redis_is_down(self, error: RedisUnavailable | ShardsOccupied, firsts: Mapping[Partition, int]) -> None:

@@ -79,7 +79,7 @@ def _online(redis: Redis) -> bool:
         (
             "here",
             {"appendonly": "no"},
-            "it has no append-only file and no replica. In its configuration set appendonly yes",
+            "it has no append-only file, and no replica is connected. In its configuration set appendonly yes",
         ),
         ("here", {"appendfsync": "no"}, "its appendfsync is no"),
         ("redis 8", {"appendfsync": "no"}, "its appendfsync is no"),
