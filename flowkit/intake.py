@@ -55,10 +55,9 @@ class Intake:
         """False if what was read of a partition has changed meanwhile."""
         mark = self._marks[partition]
         topic_id = client.topic_id(partition.topic) or ""
-        known_id = (mark.era or "").partition("/")[0]
         committed = client.committed(partition)
         end = client.end_offset(partition)
-        another = bool(topic_id and known_id and topic_id != known_id)
+        another = self.is_another(partition, client)
         if another or (mark.queued is not None and mark.queued > end):
             if another or (committed is not None and committed > end):  # it is a commit of the old one
                 if committed is not None:
@@ -107,10 +106,9 @@ class Intake:
         )
 
     def is_another(self, partition: Partition, client: ConsumerClient) -> bool:
-        """Whether the topic is another one than the mark is of, made anew while it was read."""
-        topic_id, mark = client.topic_id(partition.topic), self._marks.get(partition)
-        known_id = (mark.era or "").partition("/")[0] if mark is not None else ""
-        return bool(topic_id and known_id and topic_id != known_id)
+        """Whether the topic is another one of its name than the mark is of: it was made anew."""
+        now, mark = client.topic_id(partition.topic), self._marks.get(partition)
+        return bool(now and mark is not None and mark.topic_id and mark.topic_id != now)
 
     def put(
         self,
@@ -166,11 +164,11 @@ class Intake:
                 before, self._marks[partition] = self._marks[partition], mark
                 if mark.era is not None and mark.era != before.era:
                     raise self._outrun(partition)
-                known, topic_id = before.queued, (before.era or "").partition("/")[0]
+                known = before.queued
                 went_back = known is not None and (mark.queued is None or mark.queued < known)
                 # What is committed from now on is less than before, and this is no deliberate rewind. Nor is it one if
                 # Kafka has less than what is queued here: what Redis knows of its commits stays.
-                if (went_back or mark.era is None) and not self._set(partition, mark, topic_id):
+                if (went_back or mark.era is None) and not self._set(partition, mark, before.topic_id):
                     raise self._outrun(partition)
                 if known is not None and went_back:
                     back = mark.queued if mark.queued is not None else safe.get(partition)

@@ -20,6 +20,11 @@ class Mark(NamedTuple):
     committed: int | None = None
     era: str | None = None
 
+    @property
+    def topic_id(self) -> str:
+        """Which topic of its name it is of; empty where that is not known."""
+        return (self.era or "").partition("/")[0]
+
 
 # Each of them is changed only by who knows what is there: a consumer that stood still for a while changes nothing.
 CHANGE = """
