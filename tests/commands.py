@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
-from processes import APPS, BIN
+from processes import APPS, program
 
 NOBODY = "127.0.0.1:1"
 """Where no server listens: connecting is refused at once."""
@@ -27,12 +27,17 @@ class Done(NamedTuple):
 
 
 def command(
-    *command: str, cwd: Path = APPS, env: Mapping[str, str] | None = None, stdin: str = "", timeout: float = 60
+    name: str,
+    *arguments: str,
+    cwd: Path = APPS,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+    timeout: float = 60,
 ) -> Done:
     """Runs a command to its end, without the variables of flowkit that the tests themselves may have been given."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLOWKIT_")}
     done = subprocess.run(
-        command,
+        [program(name), *arguments],
         cwd=cwd,
         # A module that a test writes anew within a second and at the same size would be taken from its bytecode.
         env={**inherited, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
@@ -46,7 +51,7 @@ def command(
 
 def flowkit(*arguments: str, **options: Any) -> Done:
     """The script that pip installs."""
-    return command(str(BIN / "flowkit"), *arguments, **options)
+    return command("flowkit", *arguments, **options)
 
 
 def python(*arguments: str, **options: Any) -> Done:

@@ -14,9 +14,11 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from processes import BIN
 from redis import Redis
 from servers import ApacheKafka, Kafka, MakeTopic, RedisServer, WaitFor, kafka_libs, why_not_apache_kafka
 
@@ -32,6 +34,9 @@ with warnings.catch_warnings():
 
 
 def pytest_configure() -> None:
+    # The same with an activated environment as without: a test finds programs by ``processes.program``.
+    paths = os.environ["PATH"].split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(path for path in paths if Path(path) != BIN)
     if (
         signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     ):  # as in a shell's background: children would ignore Ctrl-C too

@@ -18,16 +18,21 @@ APPS = Path(__file__).parent / "apps"
 BIN = Path(sys.executable).parent
 
 
+def program(name: str) -> str:
+    """Where a program is: beside this Python if it came with a package, so that no test needs an activated environment."""
+    ours = BIN / name
+    return str(ours) if ours.exists() else name
+
+
 class Process:
     """A command as a child in a session of its own. Used as ``with Process("flowkit", "run", "relay:app") as process``."""
 
     def __init__(self, *command: str, cwd: Path = APPS, env: Mapping[str, str] | None = None, log: Path) -> None:
         self.command = command
         self.log = log
-        program = BIN / command[0]
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [str(program) if program.exists() else command[0], *command[1:]],
+                [program(command[0]), *command[1:]],
                 cwd=cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
                 stdin=subprocess.DEVNULL,

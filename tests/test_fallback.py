@@ -5,13 +5,12 @@ And what the fast way rests upon: that the jobs it writes are those that RQ's ow
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command
 from redis import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue, SimpleWorker
@@ -267,9 +266,8 @@ def test_rqs_own_worker_reads_what_flowkit_writes(redis: Redis, redis_url: str, 
     entries = [an_entry("orders", offset, value=b"%d" % offset) for offset in range(25)]
     queue = JobQueue(redis_url, "counted", "counted:app")
     queue.enqueue("g", [Pack(app.handling("orders"), "default", entries)], {A: Mark()}, {A: 25})
-    command = ["rq", "worker", "--burst", "--url", redis_url, "--path", str(tmp_path)]
-    env = {**os.environ, "FLOWKIT_REDIS": redis_url}
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    worker = ("rq", "worker", "--burst", "--url", redis_url, "--path", str(tmp_path))
+    done = command(*worker, cwd=tmp_path, env={"FLOWKIT_REDIS": redis_url}, timeout=120)
+    assert done.code == 0, done.err
     assert redis.lrange("runs", 0, -1) == [b"%d" % number for number in range(25)]
     assert Queue("default", connection=redis).failed_job_registry.count == 0
