@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from redis.exceptions import WatchError
 from rq import Queue
-from rq.registry import ScheduledJobRegistry
+from rq.registry import ScheduledJobRegistry, StartedJobRegistry
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from .dispatch import Entry, Handling
 from .errors import QueueError
@@ -148,10 +150,16 @@ class JobQueue:
         with redis_errors():
             return int(self._count(keys=self._places(queue)))
 
-    def has_jobs(self, queue: str) -> bool:
-        """Whether jobs wait in a queue to be taken."""
-        with redis_errors():
-            return bool(self.redis.llen(Queue(queue, connection=self.redis).key))
+    def is_busy(self, queue: str) -> bool:
+        """Whether one more job would have to wait: there are some already, or each worker of the queue has one in hand."""
+        place = Queue(queue, connection=self.redis)
+        with self.redis.pipeline(transaction=False) as pipe, redis_errors():
+            pipe.llen(place.key)
+            pipe.llen(place.intermediate_queue_key)  # on their way to a worker
+            pipe.zcount(StartedJobRegistry(queue, connection=self.redis).key, time.time(), "inf")
+            pipe.scard(WORKERS_BY_QUEUE_KEY % queue)
+            waiting, taken, running, workers = pipe.execute()
+        return bool(waiting) or taken + running >= workers > 0
 
     def enqueue(
         self, group: str, packs: Sequence[Pack], expected: Mapping[Partition, Mark], moved: Mapping[Partition, int]

@@ -30,9 +30,12 @@ LOOK_EVERY = 0.1
 """Seconds between looks at a queue that was too long, or for the answer that what was queued is safe."""
 
 LINGER = 0.5
-"""Seconds that messages are left to gather, at most, while the job of the last ones still waits for a worker. A job costs far
-more than a message does, so a small load must not become many small jobs; and they would wait behind that one as long.
+"""Seconds that messages are left to gather, at most, while no worker is free for them. A job costs far more than a message
+does, so a small load must not become many small jobs; and those that waited in the queue would be as late.
 """
+
+LONGEST_PAUSE = 0.003
+"""Seconds between looks at whether a worker is free, at most: no longer than a worker takes for a small job."""
 
 FEW = 10_000
 """Messages a second that are not few any more: they are queued as they come."""
@@ -80,19 +83,19 @@ class Queueing:
             self.ahead.forget(partitions)
 
     def gather(self) -> None:
-        """Waits, before a poll, while the last jobs wait that were small; for ``LINGER`` seconds at most."""
+        """Waits, before a poll, if the last jobs were small, until a worker is free; for ``LINGER`` seconds at most."""
         queues, self._small = self._small, []
         until, pause = time.monotonic() + LINGER, 0.001
         while queues and self.intake is not None and not self.loop.stopping:
             try:
-                all_wait = all(self.intake.job_queue.has_jobs(queue) for queue in queues)
+                busy = all(self.intake.job_queue.is_busy(queue) for queue in queues)
             except RedisUnavailable:
                 return  # the next batch finds out, and says so
             left = until - time.monotonic()
-            if not all_wait or left <= 0:
+            if not busy or left <= 0:
                 return
             time.sleep(min(pause, left))
-            pause = min(2 * pause, 0.01)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def begin_turn(self) -> None:
         """What is due before the messages of a poll are looked at."""

@@ -78,7 +78,7 @@ class Redis:
         self.before_enqueue: Callable[[], None] = lambda: None
         self.enqueued = 0
         self.backlog = 0
-        self.untaken = False
+        self.busy = False
         self.asked: list[str] = []
 
     def _ask(self) -> None:
@@ -129,9 +129,9 @@ class Redis:
         self._ask()
         return self.backlog
 
-    def has_jobs(self, queue: str) -> bool:
+    def is_busy(self, queue: str) -> bool:
         self.asked.append(queue)
-        return bool(self.untaken)
+        return self.busy
 
     def put(self, partition: Partition, offsets: Iterable[int]) -> None:
         """What another consumer of the group does."""
@@ -1328,20 +1328,20 @@ def test_what_redis_has_lost_is_queued_again(clock: Clock, caplog: pytest.LogCap
     assert "Redis knows jobs of a[0] up to offset 1 only, though they went up to 3" in caplog.text
 
 
-def test_few_messages_gather_while_the_job_before_them_waits(clock: Clock) -> None:
+def test_few_messages_gather_while_no_worker_is_free(clock: Clock) -> None:
     redis = Redis()
     loop = Loop(queued_app(), clock, redis)
     loop.put("a", 1)
     loop.turn()
     assert redis.asked == []
-    redis.untaken = True
+    redis.busy = True
     clock.sleep(0.1)
     began = clock.now
     loop.put("a", 2)
     loop.turn()
     assert LINGER <= clock.now - began < 2 * LINGER
     assert redis.jobs == jobs(0, 1)
-    redis.untaken = False
+    redis.busy = False
     began = clock.now
     loop.turn()
     assert clock.now == began
@@ -1352,7 +1352,7 @@ def test_few_messages_gather_while_the_job_before_them_waits(clock: Clock) -> No
 
 def test_many_messages_do_not_wait(clock: Clock) -> None:
     redis = Redis()
-    redis.untaken = True
+    redis.busy = True
     loop = Loop(queued_app(), clock, redis)
     loop.put("a", *range(2 * MOST_QUEUED))
     began = clock.now

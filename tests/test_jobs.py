@@ -9,6 +9,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -232,6 +233,27 @@ def test_messages_are_packed_into_jobs_of_job_size_in_order(
     assert [job.timeout for job in jobs] == [
         180 if size == 1 else 181 for size in sizes
     ]  # and a second for the others
+
+
+def test_a_queue_is_busy_while_a_job_would_have_to_wait(shop: Shop, redis: Redis) -> None:
+    shop.app.add_topic("orders", lambda payload: None)
+    queue = shop.queue
+    assert not queue.is_busy("default")
+    (job,) = shop.enqueue("orders", b"1")
+    assert queue.is_busy("default")
+    taken = Queue.dequeue_any([Queue("default", connection=redis)], timeout=None, connection=redis)
+    assert taken is not None
+    assert not queue.is_busy("default")  # nobody is known to work, and nothing waits
+    first, second = (Worker(["default"], connection=redis, serializer=Envelope, name=name) for name in "ab")
+    first.register_birth()
+    assert queue.is_busy("default")  # on its way
+    first.prepare_execution(job)
+    assert queue.is_busy("default")  # in hand
+    second.register_birth()
+    assert not queue.is_busy("default")
+    second.register_death()
+    redis.zadd("rq:wip:default", dict.fromkeys(redis.zrange("rq:wip:default", 0, -1), time.time() - 1))
+    assert not queue.is_busy("default")  # its worker died, and RQ has not cleaned up
 
 
 def test_the_description_of_a_pack_names_its_ends(shop: Shop) -> None:
