@@ -1,4 +1,4 @@
-"""The loop of one group: poll, dispatch, send, flush, commit; and what to do when one of them fails.
+"""The loop of one group: poll, hand on to the inline or the queued half, commit; and what to do when one of them fails.
 
 One thread runs it and nobody else touches its client. A turn ends with everything settled: each message of the batch is
 finished, or its partition has been sought back to it. So a commit may happen at any moment between two turns.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,9 @@ from .errors import (
     FlowkitError,
     is_passing,
 )
+from .inline import Inline
 from .message import Partition, Record, about, place, places
 from .producer import Producer
-from .responses import Response
 from .retry import Retry
 from .settings import Settings
 
@@ -109,12 +108,12 @@ class Consumer:
         self._new: list[Partition] = []
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
-        self._sent: list[tuple[Record, Response, Any]] = []
         self.received = 0.0
         self.poll_by = 0.0
         self._commit_at = 0.0
         self.since_commit = 0
         self._reconnects = 0
+        self.inline = Inline(self)
         self.queueing = self._make_queueing(job_queue)
         self._gathers = not any(handling.inline for handling in handlings.values())
         most = settings.kafka.max_poll_records or (MOST_QUEUED if self._gathers else MOST_HANDLED)
@@ -158,7 +157,7 @@ class Consumer:
             self.queueing.gather()
         batch = client.poll(self._poll_timeout(), self.most)
         self.received = time.time()
-        self.poll_by = self._clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
+        self.poll_by = self.clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
         self.joined = client.joined()
         if self._new:
             self._welcome()
@@ -170,13 +169,13 @@ class Consumer:
             if self.stopping:
                 break
             if self.handlings[partition.topic].inline:
-                self._handle(partition, records)
+                self.inline.take(partition, records)
             else:
                 queued[partition] = records
         if queueing is not None and queued:
             queueing.take(queued)
-        self._settle()
-        if self._commit_due():
+        self.inline.settle()
+        if self.commit_due():
             self.commit()
         elif self._confirmed:
             self._note_confirmed()
@@ -215,7 +214,7 @@ class Consumer:
         longest = min(POLL_TIMEOUT, self.queueing.patience) if self.queueing is not None else POLL_TIMEOUT
         return min(longest, max(0.0, min(due) - time.monotonic())) if due else longest
 
-    def _clock_starts(self) -> float:
+    def clock_starts(self) -> float:
         """Lets handlers run until the next commit is due."""
         now = time.monotonic()
         if not self.stopping:
@@ -224,35 +223,7 @@ class Consumer:
                 self.until.at = 0.0
         return now
 
-    # Inline: handle, check, send, flush, look at every delivery, commit.
-
-    def _handle(self, partition: Partition, records: Sequence[Record]) -> None:
-        handling = self.handlings[partition.topic]
-        track = self.track(partition)
-        if not self.may_start(partition, track, records[0]):
-            return
-        threshold = self.settings.kafka.offset_commit_threshold
-        at = 0
-        while at < len(records):
-            limit = max(0, threshold - self.since_commit) if threshold else len(records)
-            slice_ = records[at : at + limit] if at or limit < len(records) else records
-            done, error = handling.run(
-                slice_, self._send, attempt=track.attempt_of(records[at]), received=self.received, until=self.until
-            )
-            if done:
-                at += done
-                self.since_commit += done
-                track.done = records[at - 1].offset + 1
-            if error is not None:
-                if not self.failed(handling, track, records[at], error):
-                    break
-                at += 1
-                continue
-            if at == len(records) or self.stopping:
-                break
-            if not self._pause_for_breath(partition, records[at]):
-                break
-        self.tell_consumed(partition, at)
+    # What both halves need.
 
     def tell_consumed(self, partition: Partition, count: int) -> None:
         if count:
@@ -277,54 +248,6 @@ class Consumer:
             raise FlowkitError(
                 f"{places([partition])} gave messages, but was not assigned to this consumer"
             ) from None
-
-    def _pause_for_breath(self, partition: Partition, following: Record) -> bool:
-        """In the middle of a batch: settles and commits what is due. False if the rest of the batch is polled again."""
-        if partition in self._settle():
-            return False
-        if self._commit_due():
-            self.commit()
-        if self._clock_starts() > self.poll_by:
-            self.client.seek(partition, following.offset)
-            return False
-        return True
-
-    def _send(self, record: Record, responses: Sequence[Response]) -> None:
-        for response in responses:
-            self._sent.append((record, response, self.producer.start(response)))
-
-    def _settle(self) -> set[Partition]:
-        """Waits for every response, and puts back the messages whose responses Kafka did not confirm.
-
-        Gives the partitions of those messages: they go on from there with the next poll.
-        """
-        self.producer.settle()
-        if not self._sent:
-            return set()
-        self.producer.flush()
-        failed: dict[Partition, tuple[Record, Exception]] = {}
-        confirmed: Counter[str] = Counter()
-        for record, response, delivery in self._sent:
-            error = self.producer.outcome(delivery)
-            if error is None:
-                confirmed[response.topic] += 1
-                continue
-            partition = Partition(record.topic, record.partition)
-            if partition not in failed or record.offset < failed[partition][0].offset:
-                failed[partition] = record, DeliveryError(f"{response.topic}: {error}", passing=error.passing)
-        for partition, (record, _) in failed.items():
-            # before all else, so that nothing is committed past it whatever breaks below
-            self.track(partition).done = record.offset
-        self._sent = []
-        for topic, count in confirmed.items():
-            self.monitor.notice("responded", topic=topic, count=count)
-        if failed:
-            self.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
-        for partition, (record, problem) in failed.items():
-            track = self.track(partition)
-            if self.failed(self.handlings[record.topic], track, record, problem):
-                self.client.seek(partition, record.offset + 1)
-        return set(failed)
 
     # Failure: this partition alone waits, and the message is tried again, for ever or until its dead letter is sent.
 
@@ -408,16 +331,14 @@ class Consumer:
 
     # Offsets.
 
-    def _commit_due(self) -> bool:
+    def commit_due(self) -> bool:
         kafka = self.settings.kafka
         threshold = kafka.offset_commit_threshold
         return time.monotonic() >= self._commit_at or bool(threshold and self.since_commit >= threshold)
 
     def _uncommitted(self, partitions: Sequence[Partition] | None = None) -> dict[Partition, int]:
         """The offsets to commit; what is not yet settled does not count."""
-        unsettled: dict[Partition, int] = {}
-        for record, _, _ in self._sent:
-            unsettled.setdefault(Partition(record.topic, record.partition), record.offset)
+        unsettled = self.inline.unsettled()
         offsets = {}
         for partition, track in self.tracks.items():
             if track.done is None or (partitions is not None and partition not in partitions):
@@ -523,14 +444,14 @@ class Consumer:
                 logger.warning("group %s: closing its client failed: %r", self.group, error)
         self._note_confirmed()
         self._forget([*self.tracks, *self._new])
-        self._sent = []
+        self.inline.drop()
 
     def _end(self) -> None:
         """Settles and commits what is finished, and leaves the group, so that another member may go on at once."""
         self._refused.clear()
         if self._client is not None:
             try:
-                self._settle()
+                self.inline.settle()
                 if self.queueing is not None:
                     self.queueing.end()
                 self.commit()

@@ -1023,7 +1023,7 @@ def test_unsettled_responses_are_not_committed_by_a_rebalance(clock: Clock) -> N
     relay(app)
     loop = Loop(app, clock)
     loop.put("a", 1, 2, 3)
-    loop.consumer._settle = lambda: set()  # type: ignore[method-assign]
+    loop.consumer.inline.settle = lambda: set()  # type: ignore[method-assign]
     loop.turn()
     assert loop.committed("a") == 0
     loop.take_away("a")

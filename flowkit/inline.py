@@ -1,0 +1,117 @@
+"""The inline half of a group's loop: handle, check, send, flush, look at every delivery. Then the loop commits.
+
+It is part of ``Consumer``, and runs on its thread only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import DeliveryError
+from .message import Partition, Record
+from .responses import Response
+
+if TYPE_CHECKING:
+    from .consumer import Consumer
+
+
+class Inline:
+    """What one group handles itself."""
+
+    def __init__(self, loop: Consumer) -> None:
+        self.loop = loop
+        self._sent: list[tuple[Record, Response, Any]] = []
+
+    def take(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Handles the messages of one partition, until one fails or the time has come."""
+        loop = self.loop
+        handling = loop.handlings[partition.topic]
+        track = loop.track(partition)
+        if not loop.may_start(partition, track, records[0]):
+            return
+        threshold = loop.settings.kafka.offset_commit_threshold
+        at = 0
+        while at < len(records):
+            limit = max(0, threshold - loop.since_commit) if threshold else len(records)
+            slice_ = records[at : at + limit] if at or limit < len(records) else records
+            done, error = handling.run(
+                slice_, self._send, attempt=track.attempt_of(records[at]), received=loop.received, until=loop.until
+            )
+            if done:
+                at += done
+                loop.since_commit += done
+                track.done = records[at - 1].offset + 1
+            if error is not None:
+                if not loop.failed(handling, track, records[at], error):
+                    break
+                at += 1
+                continue
+            if at == len(records) or loop.stopping:
+                break
+            if not self._pause_for_breath(partition, records[at]):
+                break
+        loop.tell_consumed(partition, at)
+
+    def _pause_for_breath(self, partition: Partition, following: Record) -> bool:
+        """In the middle of a batch: settles and commits what is due. False if the rest of the batch is polled again."""
+        loop = self.loop
+        if partition in self.settle():
+            return False
+        if loop.commit_due():
+            loop.commit()
+        if loop.clock_starts() > loop.poll_by:
+            loop.client.seek(partition, following.offset)
+            return False
+        return True
+
+    def _send(self, record: Record, responses: Sequence[Response]) -> None:
+        start = self.loop.producer.start
+        for response in responses:
+            self._sent.append((record, response, start(response)))
+
+    def settle(self) -> set[Partition]:
+        """Waits for every response, and puts back the messages whose responses Kafka did not confirm.
+
+        Gives the partitions of those messages: they go on from there with the next poll.
+        """
+        loop = self.loop
+        loop.producer.settle()
+        if not self._sent:
+            return set()
+        loop.producer.flush()
+        failed: dict[Partition, tuple[Record, Exception]] = {}
+        confirmed: Counter[str] = Counter()
+        for record, response, delivery in self._sent:
+            error = loop.producer.outcome(delivery)
+            if error is None:
+                confirmed[response.topic] += 1
+                continue
+            partition = Partition(record.topic, record.partition)
+            if partition not in failed or record.offset < failed[partition][0].offset:
+                failed[partition] = record, DeliveryError(f"{response.topic}: {error}", passing=error.passing)
+        for partition, (record, _) in failed.items():
+            # before all else, so that nothing is committed past it whatever breaks below
+            loop.track(partition).done = record.offset
+        self._sent = []
+        for topic, count in confirmed.items():
+            loop.monitor.notice("responded", topic=topic, count=count)
+        if failed:
+            loop.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
+        for partition, (record, problem) in failed.items():
+            track = loop.track(partition)
+            if loop.failed(loop.handlings[record.topic], track, record, problem):
+                loop.client.seek(partition, record.offset + 1)
+        return set(failed)
+
+    def unsettled(self) -> dict[Partition, int]:
+        """Of each partition the first message that is handled, but whose responses are not confirmed yet."""
+        offsets: dict[Partition, int] = {}
+        for record, _, _ in self._sent:
+            offsets.setdefault(Partition(record.topic, record.partition), record.offset)
+        return offsets
+
+    def drop(self) -> None:
+        """Forgets what is not confirmed: its messages come again."""
+        self._sent = []
