@@ -32,18 +32,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from redis import Redis
-from rq import Queue
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from processes import Process
 from servers import ApacheKafka, RedisServer
+from witnesses import PARTITIONS, ScenarioError, left_in, payload, values_in
 
 from flowkit.devstack import create_topics
 
-PARTITIONS = 6
 ANSWERED = 10
 """As in tests/apps/ledger.py: each so many messages one is answered."""
 
@@ -161,10 +160,6 @@ class Findings:
         return "\n".join(lines)
 
 
-class SoakError(AssertionError):
-    """The soak could not be brought to its end."""
-
-
 # Redis as a witness.
 
 
@@ -191,7 +186,7 @@ def commands_in(path: Path) -> Iterator[list[bytes]]:
             if head[:1] == b"#":
                 continue
             if head[:1] != b"*":
-                raise SoakError(f"{path} has {head[:40]!r} where a command should begin")
+                raise ScenarioError(f"{path} has {head[:40]!r} where a command should begin")
             command = []
             for _ in range(int(head[1:])):
                 size = int(file.readline()[1:])
@@ -235,7 +230,7 @@ def _jobs_of(commands: list[list[bytes]]) -> Iterator[Queued]:
 
 class _Primitives(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        raise SoakError(f"the data of a job asks for {module}.{name}")
+        raise ScenarioError(f"the data of a job asks for {module}.{name}")
 
 
 def messages_of(data: bytes) -> list[tuple[int, int]]:
@@ -275,7 +270,7 @@ class Ledgers:
         self._names: dict[str, int] = {}
         self._read_to: list[int] = []
         self._first_file = array("l", [-1]) * count
-        self._first_at = array("d", [0.0]) * count
+        self.first_at = array("d", [0.0]) * count
         self._first_job: dict[int, bytes] = {}
         self._again: dict[int, list[Run]] = defaultdict(list)
 
@@ -315,7 +310,7 @@ class Ledgers:
             self.misplaced += 1
         if self._first_file[message] < 0:
             self.handled += 1
-            self._first_file[message], self._first_at[message] = run.file, run.at
+            self._first_file[message], self.first_at[message] = run.file, run.at
             self._first_job[message] = run.job
         else:
             self._again[message].append(run)
@@ -323,7 +318,7 @@ class Ledgers:
     def repeated(self) -> Iterator[list[Run]]:
         """For each message with more than one run: all of them, by time."""
         for message, more in self._again.items():
-            first = Run(self._first_file[message], self._first_job[message], self._first_at[message])
+            first = Run(self._first_file[message], self._first_job[message], self.first_at[message])
             yield sorted([first, *more], key=lambda run: run.at)
 
     def missing(self) -> list[int]:
@@ -398,7 +393,9 @@ class Fleet:
         """Nobody may end unasked."""
         for seat, process in self.seats.items():
             if process.popen.poll() is not None:
-                raise SoakError(f"{seat} ended by itself, with {process.popen.returncode}:\n{process.output[-4000:]}")
+                raise ScenarioError(
+                    f"{seat} ended by itself, with {process.popen.returncode}:\n{process.output[-4000:]}"
+                )
 
     def stop(self) -> dict[str, int]:
         """Ends them cleanly; gives their exit codes."""
@@ -475,11 +472,6 @@ def session_of(pid: int) -> int | None:
 # The soak.
 
 
-def payload(number: int) -> bytes:
-    head = b'{"id":%d,"pad":"' % number
-    return head + b"x" * (198 - len(head)) + b'"}'
-
-
 class Soak:
     """One soak, step by step."""
 
@@ -510,7 +502,7 @@ class Soak:
         self.findings = Findings(plan, kills=self.fleet.kills)
 
     def run(self) -> Findings:
-        """Raises ``SoakError`` if it comes to no end."""
+        """Raises ``ScenarioError`` if it comes to no end."""
         began = time.monotonic()
         self.end_by = began + self.plan.deadline
         create_topics(self.hosts, {self.topic: PARTITIONS, self.answers: PARTITIONS})
@@ -563,17 +555,7 @@ class Soak:
 
     def in_redis(self) -> str:
         """What is still to do, in words; nothing if all is done."""
-        with Redis.from_url(self.redis.url) as connection:
-            queue = Queue("default", connection=connection)
-            counts = {
-                "queued": queue.count,
-                "being started": connection.llen(queue.intermediate_queue_key),
-                "started": queue.started_job_registry.get_job_count(cleanup=False),
-                "scheduled": queue.scheduled_job_registry.get_job_count(cleanup=False),
-                "deferred": queue.deferred_job_registry.get_job_count(cleanup=False),
-                "failed": queue.failed_job_registry.get_job_count(cleanup=False),
-            }
-        return ", ".join(f"{count} jobs {name}" for name, count in counts.items() if count)
+        return left_in(self.redis.url)
 
     # What the witnesses say.
 
@@ -589,19 +571,7 @@ class Soak:
                 self.findings.faults.append(f"partition {partition.partition} is committed to {offset}, not {end}")
 
     def look_at_answers(self) -> None:
-        partitions = [TopicPartition(self.answers, number) for number in range(PARTITIONS)]
-        counts: Counter[int] = Counter()
-        with contextlib.closing(
-            KafkaConsumer(bootstrap_servers=self.hosts, auto_offset_reset="earliest", max_poll_records=5_000)
-        ) as consumer:
-            consumer.assign(partitions)
-            ends = consumer.end_offsets(partitions)
-            deadline = time.monotonic() + 120
-            while any(consumer.position(partition) < ends[partition] for partition in partitions):
-                if time.monotonic() > deadline:
-                    raise SoakError(f"the answers could not be read: {len(counts):,} in 120 s")
-                for records in consumer.poll(timeout_ms=500).values():
-                    counts.update(int(record.value) for record in records)
+        counts = Counter(map(int, values_in(self.hosts, self.answers, PARTITIONS)))
         wanted = set(range(0, self.plan.count, ANSWERED))
         self.findings.unanswered = len(wanted - set(counts))
         self.findings.answered_again = sum(counts.values()) - len(counts)
@@ -711,9 +681,9 @@ class Watch:
             self.told = now
             print(f"  {self.state()}", flush=True)
         if now > self.end_by:
-            raise SoakError(f"it has taken too long: {self.state()}")
+            raise ScenarioError(f"it has taken too long: {self.state()}")
         if now > self.changed + PATIENCE:
-            raise SoakError(f"nothing was handled for {PATIENCE:g} s: {self.state()}")
+            raise ScenarioError(f"nothing was handled for {PATIENCE:g} s: {self.state()}")
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():

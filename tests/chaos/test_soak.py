@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from servers import Kafka
-from soak import ANSWERED, PARTITIONS, Kill, Plan, Soak, SoakError, Watch, WitnessRedis, soak
+from soak import ANSWERED, Kill, Plan, Soak, Watch, WitnessRedis, soak
 from support import make_app, make_record
+from witnesses import PARTITIONS, ScenarioError
 
 from flowkit.dispatch import Handling
 from flowkit.jobqueue import JobQueue, Pack
@@ -174,7 +175,7 @@ def test_progress_that_is_not_kept_is_a_fault(tmp_path: Path, redis: WitnessRedi
 def test_a_soak_that_takes_too_long_ends_and_says_how_far_it_was(small: Soak) -> None:
     Handler(small, 7).run(0, job="a", at=100.0)
     watch = Watch(time.monotonic() - 1, small.ledgers, small.fleet, lambda: "3 jobs queued")
-    with pytest.raises(SoakError, match="too long: 1 handled in 1 runs, 0 kills; 3 jobs queued"):
+    with pytest.raises(ScenarioError, match="too long: 1 handled in 1 runs, 0 kills; 3 jobs queued"):
         watch.look()
 
 

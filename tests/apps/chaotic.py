@@ -1,0 +1,87 @@
+"""What the scenarios of tests/chaos run: an inline and a queued route, or one of them, that answer each message.
+
+Each run of a handler is noted in a file of its process, which a SIGKILL leaves whole: stream, number, partition, offset, job
+and time. A message may say what its handler does: ``{"id": 7, "do": "fail"}`` is one of ``ACTS``.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rq import get_current_job
+
+from flowkit import Flowkit, Message, Retry
+
+SLEEPS = 25
+"""A handler sleeps once in so many messages, and so much longer: a shorter sleep would be mostly overhead."""
+
+LEDGER = os.environ["CHAOS_LEDGER"]
+WORK = float(os.environ.get("CHAOS_WORK", "0"))
+"""Seconds that a message takes on average."""
+
+app = Flowkit(
+    "chaotic",
+    kafka={"session_timeout": 6, "heartbeat_interval": 1},
+    retry=Retry(attempts=3, first=0.2, factor=2, cap=2),
+)
+
+
+class Ledger:
+    """The file of this process. A horse is forked from a process that may have one already, so it is looked at each time."""
+
+    def __init__(self) -> None:
+        self.pid = self.file = -1
+
+    def write(self, line: bytes) -> None:
+        pid = os.getpid()
+        if pid != self.pid:
+            name = f"{LEDGER}/{pid}-{time.monotonic_ns()}"
+            self.pid, self.file = pid, os.open(name, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY)
+        os.write(self.file, line)
+
+
+ledger = Ledger()
+
+
+def fail(data: Any) -> None:
+    raise ValueError(f"message {data['id']} is poison")
+
+
+ACTS: dict[str, Callable[[Any], None]] = {"fail": fail}
+"""By the word in a message: what its handler does before it is noted as handled, or instead."""
+
+
+def handle(stream: str, data: Any, message: Message) -> int:
+    number: int = data["id"]
+    if WORK and number % SLEEPS == 0:
+        time.sleep(WORK * SLEEPS)
+    if "do" in data:
+        ACTS[data["do"]](data)
+    job = get_current_job()
+    name = "-" if job is None else job.id
+    line = f"{stream} {number} {message.partition} {message.offset} {name} {time.monotonic_ns()}\n"
+    ledger.write(line.encode())
+    return number
+
+
+def add(stream: str, handler: Callable[..., int], **options: Any) -> None:
+    """A route, if the scenario has such messages. The group has the name of the topic."""
+    topic = os.environ.get(f"CHAOS_{stream.upper()}")
+    if topic:
+        dead_letter = f"{topic}.dead" if os.environ.get("CHAOS_DEAD_LETTERS") else None
+        app.topic(topic, group=topic, dead_letter=dead_letter, **options)(
+            app.responds_to(f"{topic}.answers")(handler)
+        )
+
+
+def inline(data: Any, message: Message) -> int:
+    return handle("inline", data, message)
+
+
+def queued(data: Any, message: Message) -> int:
+    return handle("queued", data, message)
+
+
+add("inline", inline, inline=True)
+add("queued", queued)
