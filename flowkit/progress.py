@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -74,7 +74,7 @@ class Progress:
 
     def begin(self) -> None:
         """Takes the job over from a run before this one. Raises ``JobTaken`` if it is not there any more."""
-        run = secrets.token_hex(8)
+        run = os.urandom(8).hex()
         with redis_errors():
             done = self.writer.connection.register_script(BEGIN)(keys=[self.key], args=[run])
         if done is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .errors import (
@@ -113,7 +112,12 @@ def with_parsers(declarations: Declarations, parser: Any) -> Declarations:
     ``parser`` is for those that declare none.
     """
     return {
-        topic: replace(declared, parser=for_topic(declared.parser or parser, topic))
+        topic: Declaration(
+            topic,
+            required=declared.required,
+            multiple_usage=declared.multiple_usage,
+            parser=for_topic(declared.parser or parser, topic),
+        )
         for topic, declared in declarations.items()
     }
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
+import string
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 from .errors import ConfigurationError
+from .frozen import Frozen
 from .retry import Retry
 
 Handler = Callable[..., Any]
@@ -24,18 +24,35 @@ class Responding(Protocol):
 Responder = Handler | Responding
 """A function, a class whose objects respond (one is made for each call), or such an object."""
 
-NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")  # Kafka's own rule: org.apache.kafka.common.internals.Topic
+# Kafka's own rule: org.apache.kafka.common.internals.Topic
+IN_NAMES = frozenset(string.ascii_letters + string.digits + "._-")
+LONGEST_NAME = 249
 
 
 def name_mistake(noun: str, name: object) -> str | None:
     """What is wrong with a topic's or a group's name, or None."""
     if not isinstance(name, str):
         return f"the name of a {noun} is a text, not {type(name).__name__}"
-    if not NAME.fullmatch(name):
-        return f"{name!r} cannot be the name of a {noun}: use 1 to 249 of the characters A-Z a-z 0-9 . _ -"
+    if not (1 <= len(name) <= LONGEST_NAME and IN_NAMES.issuperset(name)):
+        return f"{name!r} cannot be the name of a {noun}: use 1 to {LONGEST_NAME} of the characters A-Z a-z 0-9 . _ -"
     if name in (".", ".."):
         return f"{name!r} cannot be the name of a {noun}: Kafka refuses it"
     return None
+
+
+ENDS = ("dead_letter", "stop", "skip")
+"""What ``on_poison`` may say of a message that failed for the last time."""
+
+
+def pattern_mistake(pattern: object) -> str | None:
+    """What is wrong with the name of a dead-letter topic, in which ``{topic}`` and ``{group}`` may stand; or None."""
+    if isinstance(pattern, str):
+        known = pattern.replace("{topic}", "t").replace("{group}", "g")
+        if "{" in known or "}" in known:
+            return f"{pattern!r}: in the name of a dead-letter topic {{topic}} and {{group}} may stand, and no other braces"
+        if name_mistake("topic", known) is None:
+            return None
+    return name_mistake("topic", pattern)
 
 
 def check_name(noun: str, name: str) -> str:
@@ -45,14 +62,18 @@ def check_name(noun: str, name: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class Declaration:
+class Declaration(Frozen):
     """One topic that a handler or responder may send to. ``parser`` writes it; the route's own where it is None."""
 
     topic: str
-    required: bool = True
-    multiple_usage: bool = False
-    parser: Any = None
+    required: bool
+    multiple_usage: bool
+    parser: Any
+
+    def __init__(
+        self, topic: str, *, required: bool = True, multiple_usage: bool = False, parser: Any = None
+    ) -> None:
+        super().__init__(topic=topic, required=required, multiple_usage=multiple_usage, parser=parser)
 
     @property
     def when(self) -> str:
@@ -63,27 +84,33 @@ class Declaration:
         return "one or more" if self.multiple_usage else "exactly one"
 
 
-@dataclass(slots=True)
 class Route:
     """How the messages of one topic are handled. None means: as the application's settings say."""
 
-    topic: str
-    handler: Handler
-    group: str | None = None
-    queue: str | None = None
-    worker: Any = None
-    parser: Any = None
-    interchanger: Any = None
-    responder: Responder | None = None
-    inline: bool | None = None
-    retry: Retry | int | None = None
-    dead_letter: str | None = None
-    job_size: int | None = None
-    job_seconds: float | None = None
-    job_timeout: float | None = None
-    ordered: bool | None = None
-    shards: int | None = None
-    declarations: dict[str, Declaration] = field(default_factory=dict)
+    def __init__(self, topic: str, handler: Handler, **options: Unpack[TopicOptions]) -> None:
+        self.topic = topic
+        self.handler = handler
+        self.group = options.get("group")
+        self.queue = options.get("queue")
+        self.worker = options.get("worker")
+        self.parser = options.get("parser")
+        self.interchanger = options.get("interchanger")
+        self.responder = options.get("responder")
+        self.inline = options.get("inline")
+        self.retry = options.get("retry")
+        self.dead_letter = options.get("dead_letter")
+        self.dead_letter_limit = options.get("dead_letter_limit")
+        self.on_poison = options.get("on_poison")
+        self.job_size = options.get("job_size")
+        self.job_seconds = options.get("job_seconds")
+        self.job_timeout = options.get("job_timeout")
+        self.ordered = options.get("ordered")
+        self.shards = options.get("shards")
+        self.transactional = options.get("transactional")
+        self.declarations: dict[str, Declaration] = {}
+
+    def __repr__(self) -> str:
+        return f"Route({self.topic!r}, {self.name})"
 
     @property
     def name(self) -> str:
@@ -108,11 +135,15 @@ class TopicOptions(TypedDict, total=False):
     - ``interchanger``: object with ``load`` and ``parse``, which carries values through the queue.
     - ``responder``: function or class, decorated with ``responds_to``, that is called with what the handler returns.
     - ``retry``: ``Retry(...)`` or a number of attempts.
-    - ``dead_letter``: topic for messages that failed every attempt.
+    - ``dead_letter``: topic for messages that failed every attempt; ``{topic}`` and ``{group}`` in it stand for the route's.
+      False: none, though the application has one. ``dead_letter_limit``: so many of them one after the other, without a success
+      in between, stop the process.
+    - ``on_poison``: what becomes of a message that failed every attempt, ``"dead_letter"``, ``"stop"`` or ``"skip"``.
     - ``job_size``: most messages in one RQ job. ``job_seconds``: seconds of work that a job is to hold, by what handlers were
       measured to take. ``job_timeout``: seconds one message may take in a worker.
     - ``ordered``: True queues messages with the same key so that they are handled one after the other, whichever worker has
       them. ``shards``: the number of queues that they are divided among by their keys (4); each needs one worker process.
+    - ``transactional``: True sends the responses and commits their message in one transaction of Kafka; for ``inline`` routes.
     """
 
     group: str
@@ -123,12 +154,15 @@ class TopicOptions(TypedDict, total=False):
     interchanger: Any
     responder: Responder
     retry: Retry | int
-    dead_letter: str
+    dead_letter: str | Literal[False]
+    dead_letter_limit: int
+    on_poison: Literal["dead_letter", "stop", "skip"]
     job_size: int
     job_seconds: float
     job_timeout: float
     ordered: bool
     shards: int
+    transactional: bool
 
 
 class ResponseOptions(TypedDict, total=False):
@@ -158,13 +192,9 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
         if isinstance(retry, bool) or not isinstance(retry, int) or retry < 1:
             raise ConfigurationError(f"topic {topic!r}: retry is a Retry(...) or a number of attempts, not {retry!r}")
         options["retry"] = Retry(attempts=retry)
-    for name in ("group", "dead_letter"):
-        if options.get(name) is not None:
-            check_name("group" if name == "group" else "topic", options[name])
-    if options.get("dead_letter") == topic:
-        raise ConfigurationError(
-            f"topic {topic!r}: its dead letters cannot go to itself, they would come back for ever"
-        )
+    if options.get("group") is not None:
+        check_name("group", options["group"])
+    _check_end(topic, options)
     queue = options.get("queue")
     if queue is not None and (not isinstance(queue, str) or not queue.strip()):
         raise ConfigurationError(f"topic {topic!r}: queue is the name of an RQ queue, not {queue!r}")
@@ -186,8 +216,36 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     _check_order(topic, options)
     if options.get("inline") not in (None, True, False):
         raise ConfigurationError(f"topic {topic!r}: inline is True or False, not {options['inline']!r}")
+    if options.get("transactional") not in (None, True, False):
+        raise ConfigurationError(f"topic {topic!r}: transactional is True or False, not {options['transactional']!r}")
     if options.get("inline") and (options.get("queue") or options.get("worker")):
         raise ConfigurationError(f"topic {topic!r}: inline=True runs in the consumer; remove queue= and worker=")
+
+
+def _check_end(topic: str, options: dict[str, Any]) -> None:
+    dead_letter, limit, end = (options.get(name) for name in ("dead_letter", "dead_letter_limit", "on_poison"))
+    if dead_letter is not None and dead_letter is not False and (mistake := pattern_mistake(dead_letter)):
+        raise ConfigurationError(mistake)
+    if dead_letter in (topic, "{topic}"):
+        raise ConfigurationError(
+            f"topic {topic!r}: its dead letters cannot go to itself, they would come back for ever"
+        )
+    if end is not None and end not in ENDS:
+        raise ConfigurationError(f"topic {topic!r}: on_poison is 'dead_letter', 'stop' or 'skip', not {end!r}")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ConfigurationError(f"topic {topic!r}: dead_letter_limit is a whole number of at least 1, not {limit!r}")
+    if dead_letter and end in ("stop", "skip"):
+        raise ConfigurationError(
+            f"topic {topic!r}: dead_letter={dead_letter!r} and on_poison={end!r} say different things; remove one"
+        )
+    if dead_letter is False and end == "dead_letter":
+        raise ConfigurationError(
+            f"topic {topic!r}: on_poison='dead_letter' needs a topic for them; dead_letter=False says there is none"
+        )
+    if limit is not None and (dead_letter is False or end in ("stop", "skip")):
+        raise ConfigurationError(
+            f"topic {topic!r}: dead_letter_limit counts dead letters, and it has none; remove it"
+        )
 
 
 def _check_order(topic: str, options: dict[str, Any]) -> None:

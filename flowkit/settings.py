@@ -6,21 +6,23 @@ The environment wins over keywords, so that one file runs everywhere: ``kafka={"
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from .errors import SettingsError
+from .frozen import Frozen
 from .retry import Retry
-from .route import name_mistake
+from .route import ENDS, name_mistake, pattern_mistake
 
 Convert = Callable[[Any], Any]
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+STRATEGIES = ("range", "roundrobin", "sticky", "cooperative-sticky")
+ENVIRONMENTS = ("development", "test", "production")
+IN_IPV6 = frozenset("0123456789abcdefABCDEF:.")
 
 
 def text(value: Any) -> str:
@@ -45,7 +47,7 @@ def flag(value: Any) -> bool:
     raise ValueError("expected true or false")
 
 
-def whole(minimum: int) -> Convert:
+def whole(minimum: int, most: int | None = None) -> Convert:
     def convert(value: Any) -> int:
         try:
             number = int(value) if isinstance(value, str) else value
@@ -53,6 +55,8 @@ def whole(minimum: int) -> Convert:
             number = None
         if isinstance(number, bool) or not isinstance(number, int) or number < minimum:
             raise ValueError(f"expected a whole number of at least {minimum}")
+        if most is not None and number > most:
+            raise ValueError(f"expected a whole number of at most {most}")
         return number
 
     return convert
@@ -76,11 +80,19 @@ def hosts(value: Any) -> tuple[str, ...]:
     if any("@" in host for host in found):
         raise ValueError("a host has no user and password in it: give sasl_plain_username and sasl_plain_password")
     for host in found:
-        if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/]+)(:\d{1,5})?", host):
+        name, _, port = host.rpartition(":")
+        if not (is_host(host) or (is_host(name) and port.isdecimal() and len(port) <= 5)):
             raise ValueError(f"{host!r} is not host:port")
     if not found:
         raise ValueError("expected at least one host:port")
     return found
+
+
+def is_host(value: str) -> bool:
+    """Whether it may be a host: a name, an IPv4 address, or an IPv6 address in brackets."""
+    if value.startswith("["):
+        return value.endswith("]") and len(value) > 2 and IN_IPV6.issuperset(value[1:-1])
+    return value.split() == [value] and set(value).isdisjoint(":/[]")
 
 
 def redis(value: Any) -> str | dict[str, Any]:
@@ -112,16 +124,26 @@ def one_of(*choices: str) -> Convert:
     return convert
 
 
+def instance(value: Any) -> str:
+    mistake = name_mistake("process", value)
+    if mistake:
+        raise ValueError(mistake)
+    return str(value)
+
+
+def strategies(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts) or not parts:
+        raise ValueError(f"expected one or more of {', '.join(STRATEGIES)}, as a list or with commas")
+    return tuple(one_of(*STRATEGIES)(part) for part in parts)
+
+
 def environment(value: Any) -> str:
     name = text(value).lower()
     name = {"prod": "production", "dev": "development"}.get(name, name)
-    if near := difflib.get_close_matches(name, {"development", "test", "production"} - {name}, n=1, cutoff=0.75):
-        raise ValueError(f"did you mean {near[0]}?")
+    if name not in ENVIRONMENTS and (near := nearest(name, ENVIRONMENTS, cutoff=0.75)):
+        raise ValueError(f"did you mean {near}?")
     return name
-
-
-def anything(value: Any) -> Any:
-    return value
 
 
 def having(*names: str) -> Convert:
@@ -137,7 +159,7 @@ def having(*names: str) -> Convert:
 def topic_or_none(value: Any) -> str | None:
     if value is None or value == "":
         return None
-    mistake = name_mistake("topic", value)
+    mistake = pattern_mistake(value)
     if mistake:
         raise ValueError(mistake)
     return str(value)
@@ -149,25 +171,60 @@ def address(value: Any) -> str | None:
     if not given:
         return None
     host, _, port = given.rpartition(":")
-    if not port.isdigit() or int(port) > 65535 or not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]*)", host):
+    if not port.isdecimal() or int(port) > 65535 or not (is_host(host) or not host):
         raise ValueError("expected a port, or host:port")
     return f"{host}:{int(port)}"
 
 
+class Option:
+    """What can be set: how a value becomes it, what it is if not given, what it is for, and if there is a variable for it."""
+
+    def __init__(self, convert: Convert, default: Any, help: str, env: bool) -> None:
+        self.convert = convert
+        self.default = default
+        self.help = help
+        self.env = env
+
+
+class Rest:
+    """Where a section keeps what is given under names that it does not know."""
+
+    default: Mapping[str, Any] = {}
+
+
 def option(convert: Convert, default: Any = None, *, help: str, env: bool = True) -> Any:
-    return field(
-        default=default,
-        metadata={"convert": convert, "help": help, "env": env},
-        kw_only=True,
-    )
+    return Option(convert, default, help, env)
 
 
-def section(kind: type) -> Any:
-    return field(default_factory=kind, metadata={"section": kind}, kw_only=True)
+def rest() -> Any:
+    return Rest()
 
 
-@dataclass(frozen=True, slots=True)
-class Ssl:
+class Section(Frozen):
+    """Settings that belong together. The class says for each by ``option(...)`` what it is, and may hold other sections."""
+
+    described: ClassVar[Mapping[str, Option | Rest | Section]]
+    defaults: ClassVar[Mapping[str, Any]]
+
+    def __init_subclass__(cls) -> None:
+        cls.described = {name: it for name, it in vars(cls).items() if isinstance(it, Option | Rest | Section)}
+        cls.defaults = {name: it if isinstance(it, Section) else it.default for name, it in cls.described.items()}
+
+    def __init__(self, **values: Any) -> None:
+        for name in values:
+            if name not in self.described:
+                raise TypeError(f"{type(self).__name__} has no setting {name!r}")
+        super().__init__(**{**self.defaults, **values})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.rows())})"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of every setting, secrets masked, for people to read."""
+        return list(_rows(self, ""))
+
+
+class Ssl(Section):
     """``kafka.ssl``: files of certificates in PEM format; naming one of them turns TLS on."""
 
     ca_cert: str | None = option(text, help="file of the authority's certificate")
@@ -176,8 +233,7 @@ class Ssl:
     client_cert_key_password: str | None = option(secret, help="password of that key, if it is encrypted")
 
 
-@dataclass(frozen=True, slots=True)
-class Kafka:
+class Kafka(Section):
     """``kafka``: where the brokers are, and how the groups behave. Other client options pass through in ``options``."""
 
     hosts: tuple[str, ...] = option(hosts, (), help="brokers to start from, as host:port; one is enough")
@@ -186,8 +242,20 @@ class Kafka:
     offset_commit_interval: float = option(seconds, 0.2, help="seconds between offset commits")
     offset_commit_threshold: int = option(whole(0), 0, help="messages between offset commits; 0: by time only")
     max_poll_interval: float = option(seconds, 300.0, help="seconds a consumer may go without polling")
+    transaction_timeout: float = option(
+        seconds, 10.0, help="seconds until Kafka ends a transaction that a killed process has left open"
+    )
+    group_instance_id: str | None = option(
+        instance, help="name of this process, if it is to keep its partitions over a restart; each needs its own"
+    )
+    partition_assignment_strategy: tuple[str, ...] = option(
+        strategies,
+        (),
+        help="who gets which partition: range, roundrobin, sticky or cooperative-sticky, in this order",
+    )
     max_poll_records: int | None = option(
-        whole(1), help="messages taken from the client at a time; 500 if not given, 5,000 by groups that only queue"
+        whole(1),
+        help="messages taken from the client at a time; 500 if not given, 5,000 by groups that queue or are transactional",
     )
     security_protocol: str | None = option(text, help="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
     sasl_mechanism: str | None = option(text, help="how to log in: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, ...")
@@ -197,29 +265,27 @@ class Kafka:
     replication_factor: int | None = option(
         whole(1), help="of topics that are made; the brokers' default if not given"
     )
-    ssl: Ssl = section(Ssl)
-    options: Mapping[str, Any] = field(default_factory=dict, metadata={"rest": True}, kw_only=True)
-
-    def __repr__(self) -> str:
-        return _shown(self)
+    ssl: Ssl = Ssl()
+    options: Mapping[str, Any] = rest()
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionPool:
+class ConnectionPool(Section):
     """``connection_pool``: the producers of one process."""
 
     size: int = option(whole(1), 1, help="Kafka producers a process may open; its threads share them")
     timeout: float = option(seconds, 5.0, help="seconds a send waits for the broker's metadata")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Section):
     """Everything an application can be told. Made by ``Settings.load``; nothing in it changes afterwards."""
 
     name: str = option(text, "", help="name of the application; client id, and start of the default group names")
     env: str = option(environment, "development", help="development, test, production, or a name of your own")
     redis: str | dict[str, Any] | None = option(redis, help="URL or redis-py options; needed by queued routes")
     inline: bool = option(flag, False, help="run handlers in the consumer instead of queueing to RQ")
+    transactional: bool = option(
+        flag, False, help="send responses and commit their message in one Kafka transaction; inline routes only"
+    )
     monitor: Any = option(having("notice", "notice_error"), help="object told of every event", env=False)
     logger: Any = option(
         having("debug", "info", "warning", "error"), help="logger used by the default monitor", env=False
@@ -230,20 +296,33 @@ class Settings:
     log_format: str = option(one_of("text", "json"), "text", help="text for people, json for programs")
     retry: Retry = option(retry, Retry(), help="how failed messages are tried again")
     dead_letter: str | None = option(topic_or_none, help="topic for messages that failed every attempt")
+    dead_letter_limit: int | None = option(
+        whole(1), help="dead letters of one route without a success in between, after which the process stops"
+    )
+    on_poison: str | None = option(
+        one_of(*ENDS), help="what becomes of a message that failed every attempt: dead_letter, stop or skip"
+    )
     queue: str = option(text, "default", help="RQ queue of routes that name none")
     job_size: int = option(whole(1), 5000, help="most messages packed into one RQ job")
     job_seconds: float = option(seconds, 0.1, help="seconds of work that are to be in one RQ job")
     max_backlog: int = option(
         whole(1), 100_000, help="messages in a queue above which its topics wait, until it is half as many"
     )
+    max_message_bytes: int = option(
+        whole(1, 64 * 1024 * 1024), 16 * 1024 * 1024, help="bytes of a message above which it is not put into a queue"
+    )
     redis_durability: str = option(
         one_of("memory", "wait"), "memory", help="wait: commit only what is on Redis' disk or on a replica"
     )
     job_timeout: float = option(seconds, 180.0, help="seconds one message may take in a worker")
     shutdown_timeout: float = option(seconds, 30.0, help="seconds a clean stop may take")
+    stuck_after: float = option(
+        seconds, 300.0, help="seconds after which a loop that has not turned counts as stuck, and the process as dead"
+    )
     health: str | None = option(address, help="port, or host:port, where /healthz and /readyz are answered")
-    kafka: Kafka = section(Kafka)
-    connection_pool: ConnectionPool = section(ConnectionPool)
+    health_file: str | None = option(text, help="file that is written anew every few seconds while all is well")
+    kafka: Kafka = Kafka()
+    connection_pool: ConnectionPool = ConnectionPool()
 
     @classmethod
     def load(
@@ -267,10 +346,10 @@ class Settings:
         elif settings.name and (mistake := name_mistake("group", settings.name)):
             mistakes.append(f"name: {mistake}")
         if needs_kafka and not settings.kafka.hosts and not any(m.startswith("kafka.hosts") for m in mistakes):
-            near = difflib.get_close_matches("hosts", settings.kafka.options, n=1)
+            near = nearest("hosts", settings.kafka.options)
             mistakes.append(
                 "kafka.hosts: is required, as in kafka={'hosts': '127.0.0.1:9092'} or FLOWKIT_KAFKA_HOSTS"
-                + (f"; did you mean it with {near[0]!r}?" if near else "")
+                + (f"; did you mean it with {near!r}?" if near else "")
             )
         if callable(needs_redis):
             needs_redis = needs_redis(settings)
@@ -285,96 +364,97 @@ class Settings:
                 f"kafka.heartbeat_interval: {kafka.heartbeat_interval:g} s must be at most half of"
                 f" kafka.session_timeout ({kafka.session_timeout:g} s)"
             )
+        if kafka.transaction_timeout < 1:
+            mistakes.append(f"kafka.transaction_timeout: {kafka.transaction_timeout:g} s is too short; at least 1 s")
+        if settings.dead_letter and settings.on_poison in ("stop", "skip"):
+            mistakes.append(
+                f"on_poison: {settings.on_poison} and dead_letter={settings.dead_letter} say different things; remove one"
+            )
         if check is not None:
             mistakes += check(settings)
         if mistakes:
             raise SettingsError(mistakes)
         return settings
 
-    def __repr__(self) -> str:
-        return _shown(self)
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Name and value of every setting, secrets masked, for people to read."""
-        return list(_rows(self, ""))
-
-
-def _load(kind: type, given: Any, environ: Mapping[str, str], path: str, mistakes: list[str]) -> Any:
+def _load(kind: type[Section], given: Any, environ: Mapping[str, str], path: str, mistakes: list[str]) -> Any:
     if not isinstance(given, Mapping):
         mistakes.append(f"{path[:-1]}: expected a dict, got {type(given).__name__}")
         given = {}
-    known = {f.name: f for f in fields(kind) if "rest" not in f.metadata}
-    rest = {name: value for name, value in given.items() if name not in known}
+    known = {name: it for name, it in kind.described.items() if not isinstance(it, Rest)}
+    others = {name: value for name, value in given.items() if name not in known}
     values: dict[str, Any] = {}
-    for name, f in known.items():
+    for name, it in known.items():
         where = f"{path}{name}"
         variable = "FLOWKIT_" + where.upper().replace(".", "_")
-        if "section" in f.metadata:
+        if isinstance(it, Section):
             inner = {} if given.get(name) is None else given[name]
-            values[name] = _load(f.metadata["section"], inner, environ, f"{where}.", mistakes)
+            values[name] = _load(type(it), inner, environ, f"{where}.", mistakes)
             continue
-        source, value = (
-            (variable, environ[variable])
-            if f.metadata["env"] and variable in environ
-            else (where, given[name])
-            if given.get(name) is not None
-            else (where, MISSING)
-        )
-        if value is MISSING:
+        source, value = where, given.get(name)
+        if it.env and variable in environ:
+            source, value = variable, environ[variable]
+        if value is None:
             continue
         try:
-            values[name] = f.metadata["convert"](value)
+            values[name] = it.convert(value)
         except ValueError as error:
             shown = f", got {value!r}" if name != "redis" and isinstance(value, str | int | float) else ""
-            shown = "" if SECRET.search(name) else shown
-            mistake = IN_QUERY.sub(r"\1***", f"{error}{shown}")  # a URL may hold a password
+            shown = "" if re.search(SECRET, name) else shown
+            mistake = re.sub(IN_QUERY, r"\1***", f"{error}{shown}")  # a URL may hold a password
             mistake = re.sub(r"(?s)(['\"]).*@", r"\1***@", mistake)
             mistakes.append(f"{where}: {mistake}" + (f" (from {source})" if source == variable else ""))
-    if any("rest" in f.metadata for f in fields(kind)):
-        if rest.pop("options", None) is not None:
+    if "options" in kind.described:
+        if others.pop("options", None) is not None:
             mistakes.append(f"{path}options: write them directly into {path[:-1]}={{...}}, beside the settings")
-        values["options"] = rest
+        values["options"] = others
     else:
-        mistakes.extend(unknown_name(f"{path}{name}", name, known, "setting") for name in rest)
+        mistakes.extend(unknown_name(f"{path}{name}", name, known, "setting") for name in others)
     return kind(**values)
 
 
 def unknown_name(where: str, name: str, known: Iterable[str], noun: str) -> str:
     """One sentence for a name nobody knows, with the nearest one that somebody does."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}?" if near else f"known are: {', '.join(known)}"
     return f"{where}: there is no such {noun}; {hint}"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of ``known`` that ``name`` may be a misspelling of: alike by ``cutoff`` at least, of 0 to 1."""
+    import difflib  # here, because it takes longer than all the rest of this module, and hardly a process needs it
+
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """One sentence for each environment variable that looks like a misspelt setting. Others may have names like ours."""
     known = set(_variables(Settings, "FLOWKIT_")) | {"FLOWKIT_APP"}
     sentences = []
-    for name in sorted(environ):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.88)
-        if name.startswith("FLOWKIT_") and name not in known and near:
-            sentences.append(f"the environment variable {name} is no setting; did you mean {near[0]}?")
+    for name in sorted(name for name in environ.keys() - known if name.startswith("FLOWKIT_")):
+        if near := nearest(name, known, cutoff=0.88):
+            sentences.append(f"the environment variable {name} is no setting; did you mean {near}?")
     return sentences
 
 
-def _variables(kind: type, prefix: str) -> Iterable[str]:
-    for f in fields(kind):
-        name = prefix + f.name.upper()
-        if "section" in f.metadata:
-            yield from _variables(f.metadata["section"], f"{name}_")
-        elif f.metadata.get("env"):
-            yield name
+def _variables(kind: type[Section], prefix: str) -> Iterable[str]:
+    for name, it in kind.described.items():
+        if isinstance(it, Section):
+            yield from _variables(type(it), f"{prefix}{name.upper()}_")
+        elif isinstance(it, Option) and it.env:
+            yield f"{prefix}{name.upper()}"
 
 
-SECRET = re.compile(r"password|passwd|secret|token|sasl.jaas|credential|\bpem$", re.IGNORECASE)
-IN_QUERY = re.compile(r"([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
-BEFORE_HOST = re.compile(r"://.*@", re.DOTALL)
+# Patterns, which ``re`` compiles when they are first used.
+SECRET = r"(?i)pas+w|passphrase|secret|token|sasl.jaas|credential|authori[sz]ation|user.info|(api|access|private).?key|\bpem$"
+IN_QUERY = r"(?i)([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*"
+BEFORE_HOST = r"(?s)://.*@"
 
 
 def masked(name: str, value: Any) -> str:
     """``value`` as text, without the secrets in it: who logs in by a URL, and what is named like a password."""
-    if SECRET.search(name) and value is not None:
+    if re.search(SECRET, name) and value is not None:
         return "***"
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={masked(str(key), item)}" for key, item in value.items())
@@ -383,23 +463,18 @@ def masked(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)
-    return BEFORE_HOST.sub("://***@", IN_QUERY.sub(r"\1***", text)) if "://" in text else text
+    return re.sub(BEFORE_HOST, "://***@", re.sub(IN_QUERY, r"\1***", text)) if "://" in text else text
 
 
-def _shown(settings: Any) -> str:
-    """The repr of settings, in which passwords are masked too."""
-    return f"{type(settings).__name__}({', '.join(f'{name}={value}' for name, value in _rows(settings, ''))})"
-
-
-def _rows(settings: Any, path: str) -> Iterable[tuple[str, str]]:
-    for f in fields(settings):
-        value = getattr(settings, f.name)
-        if "rest" in f.metadata:
-            yield from ((f"{path}{name}", masked(name, item)) for name, item in value.items())
-        elif is_dataclass(value) and not isinstance(value, Retry):
-            yield from _rows(value, f"{path}{f.name}.")
+def _rows(settings: Section, path: str) -> Iterable[tuple[str, str]]:
+    for name, it in settings.described.items():
+        value = getattr(settings, name)
+        if isinstance(it, Section):
+            yield from _rows(value, f"{path}{name}.")
+        elif isinstance(it, Rest):
+            yield from ((f"{path}{key}", masked(key, item)) for key, item in value.items())
         elif value is not None:
-            yield f"{path}{f.name}", masked(f.name, value)
+            yield f"{path}{name}", masked(name, value)
 
 
 def logger_of(settings: Settings) -> logging.Logger:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -239,7 +239,7 @@ class Shard:
         """Takes the shard for a run of this ticket. Gives None if another ticket is the noted one, and the seconds until the
         lock runs out if another run has it, which may be a dead one.
         """
-        token = secrets.token_hex(8)
+        token = os.urandom(8).hex()
         found = self._run(BEGIN, ticket, token, round(LEASE * 1000))
         if found is None or isinstance(found, int):
             return None if found is None else found / 1000

@@ -8,7 +8,7 @@ import logging
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from .errors import ConfigurationError
 from .message import Message
@@ -17,12 +17,13 @@ from .route import Handler
 logger = logging.getLogger(__name__)
 
 
-class Role(NamedTuple):
+class Role:
     """What a parameter is filled with (the payload, or in after_failure the error; or the message), and how."""
 
-    parameter: inspect.Parameter
-    is_message: bool
-    by_name: bool
+    def __init__(self, parameter: inspect.Parameter, *, is_message: bool, by_name: bool) -> None:
+        self.parameter = parameter
+        self.is_message = is_message
+        self.by_name = by_name
 
 
 def _parameters(function: Handler) -> tuple[list[inspect.Parameter], dict[str, Any]]:
@@ -87,7 +88,8 @@ def _roles(function: Handler, first: str = "payload") -> tuple[list[Role], Any]:
     skipped = False
     for parameter in parameters:
         if parameter in messages or parameter in chosen:
-            roles.append(Role(parameter, parameter in messages, skipped or parameter.kind is parameter.KEYWORD_ONLY))
+            by_name = skipped or parameter.kind is parameter.KEYWORD_ONLY
+            roles.append(Role(parameter, is_message=parameter in messages, by_name=by_name))
         else:
             skipped = True
     if chosen and chosen[0].name == "message" and first == "payload" and "message" not in hints:

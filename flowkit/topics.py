@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ConfigurationError
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 ConfigValue = str | int | float | bool
 
 
-@dataclass(frozen=True, slots=True)
-class TopicDeclaration:
+class TopicDeclaration(NamedTuple):
     """What ``app.declare_topic`` says of one topic. None means: as the settings, or else the brokers, have it."""
 
     name: str
     partitions: int | None = None
     replication_factor: int | None = None
-    config: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str] = MappingProxyType({})
 
 
 def declare(
@@ -124,8 +123,7 @@ class Difference(NamedTuple):
     advice: str
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(NamedTuple):
     """A topic that an application needs, and how the cluster has it. ``state`` is None where it is missing."""
 
     topic: str

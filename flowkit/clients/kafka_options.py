@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 with warnings.catch_warnings():  # kafka-python 3.0 warns at its own import, which must not fail under -W error
@@ -13,7 +11,7 @@ with warnings.catch_warnings():  # kafka-python 3.0 warns at its own import, whi
     from kafka import KafkaConsumer, KafkaProducer
 
 from ..errors import ConfigurationError
-from ..settings import Kafka, Settings, unknown_name
+from ..settings import Kafka, Settings, Ssl, nearest, unknown_name
 from .kafka_security import check_security
 
 SECURITY = ("security_protocol", "sasl_mechanism", "sasl_plain_username", "sasl_plain_password")
@@ -64,7 +62,8 @@ OWN = {
     "value_deserializer": PARSER,
     "key_serializer": PARSER,
     "value_serializer": PARSER,
-    "transactional_id": "flowkit sends without transactions; responses come at least once",
+    "transactional_id": "flowkit makes one for each group with a route that has transactional=True",
+    "transaction_timeout_ms": "give it in seconds, as kafka.transaction_timeout",
     "kafka_client": "flowkit makes it, to say why a broker refused it",
 }
 """Options of kafka-python that flowkit sets itself, and what to do instead."""
@@ -76,7 +75,7 @@ PROMISED: dict[str, tuple[Any, ...]] = {"acks": ("all", -1), "enable_idempotence
 def option_mistakes(settings: Settings) -> list[str]:
     """One sentence for each option that passes through and that kafka-python does not have, or flowkit sets itself."""
     known = KafkaConsumer.DEFAULT_CONFIG.keys() | KafkaProducer.DEFAULT_CONFIG.keys()
-    near = sorted(known | {field.name for field in fields(Kafka)} - {"options"})
+    near = sorted(known | Kafka.described.keys() - {"options"})
     mistakes = []
     for name, value in settings.kafka.options.items():
         if name in OWN:
@@ -85,7 +84,7 @@ def option_mistakes(settings: Settings) -> list[str]:
             mistakes.append(f"kafka.{name}: must stay {PROMISED[name][0]!r}, or a response could be lost or doubled")
         elif name not in known:
             mistake = unknown_name(f"kafka.{name}", name, near, "setting, or option of kafka-python")
-            meant = "".join(difflib.get_close_matches(name, near, n=1))
+            meant = nearest(name, near)
             mistakes.append(f"{mistake} It cannot be passed through; {OWN[meant]}" if meant in OWN else mistake)
     return mistakes
 
@@ -98,7 +97,7 @@ def client_options(settings: Settings, kind: Any, defaults: Mapping[str, Any]) -
     options["bootstrap_servers"] = list(settings.kafka.hosts)
     options["client_id"] = settings.name
     ssl = settings.kafka.ssl
-    if any(getattr(ssl, field.name) for field in fields(ssl)):
+    if ssl != Ssl():
         options["security_protocol"] = "SASL_SSL" if settings.kafka.sasl_mechanism else "SSL"
         options["ssl_cafile"] = ssl.ca_cert
         options["ssl_certfile"] = ssl.client_cert
