@@ -12,12 +12,16 @@ if TYPE_CHECKING:
         BrokerUnavailable,
         ConfigurationError,
         DaemonError,
+        DeadLetterLimit,
         DeliveryError,
         DevStackError,
+        Displaced,
         FlowkitError,
         HandlerExit,
+        MessagesGone,
         ParserError,
         PayloadError,
+        PoisonMessage,
         QueueError,
         RedisUnavailable,
         RegistryUnavailable,
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
         ResponseUnregistered,
         RouteNotFound,
         SettingsError,
+        Stopped,
     )
     from .message import Headers, Message
     from .monitor import Monitor
@@ -41,16 +46,20 @@ __all__ = [
     "BrokerUnavailable",
     "ConfigurationError",
     "DaemonError",
+    "DeadLetterLimit",
     "DeliveryError",
     "DevStackError",
+    "Displaced",
     "Flowkit",
     "FlowkitError",
     "HandlerExit",
     "Headers",
     "Message",
+    "MessagesGone",
     "Monitor",
     "ParserError",
     "PayloadError",
+    "PoisonMessage",
     "QueueError",
     "RedisUnavailable",
     "RegistryUnavailable",
@@ -62,6 +71,7 @@ __all__ = [
     "RouteNotFound",
     "Settings",
     "SettingsError",
+    "Stopped",
 ]
 
 _MODULES = {

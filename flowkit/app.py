@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 
 from .coroutines import close_loop, finish
+from .deadletters import check_ways
 from .dispatch import Handling
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
 from .message import Abort, about, place
@@ -41,11 +42,11 @@ from .route import (
     name_mistake,
 )
 from .settings import Settings, logger_of, unknown_name, unknown_variables
-from .topics import ConfigValue, TopicDeclaration, declare
 
 if TYPE_CHECKING:
     from .clients import ProducerClient
     from .producer import Producer
+    from .topics import ConfigValue, TopicDeclaration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -163,6 +164,8 @@ class Flowkit:
         Kafka's own settings of a topic, such as ``{"retention.ms": 86400000}``. What is left out is as ``kafka.partitions`` and
         ``kafka.replication_factor`` say, or as the brokers have it. Raises ``ConfigurationError``.
         """
+        from .topics import declare
+
         self._check_open(f"topic {name!r}")
         declaration = declare(name, partitions, replication_factor, config)
         if name in self._declared_topics:
@@ -376,10 +379,15 @@ class Flowkit:
             self._producer = Producer(lambda: self.settings, self._make_producer)
         return self._producer
 
-    def _make_producer(self, settings: Settings) -> ProducerClient:
+    def _make_producer(self, settings: Settings, transactional_id: str | None = None) -> ProducerClient:
         from .clients.kafka_python import Producer
 
-        return Producer(settings if settings.kafka.hosts else self.settings_for_kafka())
+        settings = settings if settings.kafka.hosts else self.settings_for_kafka()
+        if transactional_id is None:
+            return Producer(settings)
+        from .clients.kafka_transactions import TransactionalProducer
+
+        return TransactionalProducer(settings, transactional_id)
 
     @property
     def handlings(self) -> Mapping[str, Handling]:
@@ -414,7 +422,7 @@ class Flowkit:
                     )
         for route in self._routes.values():
             route.declarations = dict(self.declarations_of(route.handler))
-        return {
+        handlings = {
             topic: Handling(
                 route,
                 settings,
@@ -424,6 +432,8 @@ class Flowkit:
             )
             for topic, route in self._routes.items()
         }
+        check_ways({topic: handling.dead_letter for topic, handling in handlings.items()})
+        return handlings
 
     # Running.
 

@@ -1,27 +1,35 @@
 """The loop of one group: poll, hand on to the inline or the queued half, commit; and what to do when one of them fails.
 
-One thread runs it and nobody else touches its client. A turn ends with everything settled: each message of the batch is
-finished, or its partition has been sought back to it. So a commit may happen at any moment between two turns.
+One thread runs it, and nobody else touches its client unless a handler or hook takes long: see ``Loan``. A turn ends with
+everything settled: each message of the batch is finished, or its partition has been sought back to it. So a commit may happen
+at any moment between two turns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .clients import CommitRefused, ConsumerClient, MakeConsumer
+from .clients import CommitRefused, ConsumerClient, MakeConsumer, Unreadable
+from .deadletters import send as send_letter
 from .dispatch import Handling, Until
 from .errors import (
     BrokerUnavailable,
     ConfigurationError,
     DeliveryError,
     FlowkitError,
+    MessagesGone,
+    PoisonMessage,
+    Stopped,
     is_passing,
 )
 from .inline import Inline
+from .loan import Loan
 from .message import Partition, Record, about, place, places
 from .producer import Producer
 from .retry import Retry
@@ -37,13 +45,19 @@ POLL_TIMEOUT = 0.5
 """Seconds a poll waits for a message, and so the longest a stop waits for an idle loop."""
 
 MOST_HANDLED, MOST_QUEUED = 500, 5_000
-"""Messages of one poll where some are handled here, and where all go to queues: the more in a job, the less each costs."""
+"""Messages of one poll where some are handled here, and where all go to queues: the more in a job, the less each costs. In
+transactions too."""
 
 MOST_OF_ALL = 50_000
 """Messages of one poll in any case: Redis takes a million arguments in a call at most, and a job has twenty."""
 
+CREATE = "create it (`flowkit topics --create`)"
+
 RECONNECT = Retry(first=0.5, cap=15.0)
 """Waits between attempts to reach brokers or Redis."""
+
+SILENCE, LONGEST_SILENCE = 5.0, 60.0
+"""Seconds without a broker after which it is said that there is none, and said again, at most."""
 
 SHORTEST_SLICE = 0.05
 """Seconds that handlers run at least before what they did is looked at, however short the commit interval is."""
@@ -56,6 +70,7 @@ LONGEST_BATCH = 15.0
 class Track:
     """What the loop knows of one partition that is assigned to it. Offsets are those after the last message."""
 
+    begun: int | None = None
     done: int | None = None
     committed: int | None = None
     resume_at: float | None = None
@@ -64,15 +79,16 @@ class Track:
     failed_at: int | None = None
     attempt: int = 1
     waits: int = 0
+    topic_id: str | None = None
 
     def attempt_of(self, record: Record) -> int:
         """The number of the next attempt: one message, the first that is not done, may have failed before."""
         return self.attempt if record.offset == self.failed_at else 1
 
-    def count(self, record: Record) -> None:
+    def count(self, offset: int) -> None:
         """Another failure of a message; ``attempt`` counts those that are its fault, ``waits`` all of them."""
-        if record.offset != self.failed_at:
-            self.failed_at, self.attempt, self.waits = record.offset, 1, 0
+        if offset != self.failed_at:
+            self.failed_at, self.attempt, self.waits = offset, 1, 0
         self.waits += 1
 
 
@@ -98,14 +114,24 @@ class Consumer:
         self.producer = producer
         self.make_client = make_client
         self.stopping = False
+        self.stopping_for: Stopped | None = None
+        """Why it ends by itself."""
         self.clean = True
         """Whether, at the end, the offset of every finished message is committed."""
         self.tracks: dict[Partition, Track] = {}
         self.until = Until()
         self.turned_at = time.monotonic()
+        """When the turn began that is under way, on the clock of ``time.monotonic()``."""
         self.joined = False
         self._client: ConsumerClient | None = None
-        self._new: list[Partition] = []
+        self.loan = Loan(self)
+        self.new: list[Partition] = []
+        """Assigned, and not tracked yet."""
+        self.left: dict[Partition, Track] = {}
+        """What has left since the batch in hand was polled."""
+        self.batch: Mapping[Partition, Sequence[Record]] = {}
+        self._lost: dict[Partition, Track] = {}
+        self._took = 0.0
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
         self.received = 0.0
@@ -113,10 +139,14 @@ class Consumer:
         self._commit_at = 0.0
         self.since_commit = 0
         self._reconnects = 0
+        self._topic_ids: dict[str, str | None] = {}
+        self._behind: dict[Partition, int] = {}
+        self._touched_at = self._tell_at = 0.0
         self.inline = Inline(self)
         self.queueing = self._make_queueing(job_queue)
         self._gathers = not any(handling.inline for handling in handlings.values())
-        most = settings.kafka.max_poll_records or (MOST_QUEUED if self._gathers else MOST_HANDLED)
+        many = self._gathers or self.inline.transactions is not None
+        most = settings.kafka.max_poll_records or (MOST_QUEUED if many else MOST_HANDLED)
         self.most = min(most, MOST_OF_ALL)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
@@ -129,20 +159,26 @@ class Consumer:
     # The loop.
 
     def run(self) -> None:
-        """Turns until ``stop``; a broken client is replaced. Raises ``ConfigurationError`` where a new one would not help."""
+        """Turns until ``stop``; a broken client is replaced. Raises ``ConfigurationError`` where a new one would not help, and
+        ``Stopped`` after a message at which the application is to stop, or where another process has taken this one's place.
+        """
         self.producer.claim()
         try:
             while not self.stopping:
                 try:
                     self.turn()
                     self._reconnects = 0
-                except ConfigurationError:
+                    self._behind.clear()  # it comes again
+                except (ConfigurationError, Stopped):
                     raise
                 except Exception as error:
                     self._reconnect(error)
         finally:
             self._end()
+            self.inline.close()
             self.producer.release()
+        if self.stopping_for is not None:
+            raise self.stopping_for
 
     def stop(self) -> None:
         """Asks the loop to end after the message in hand. Safe to call from a signal handler."""
@@ -151,16 +187,30 @@ class Consumer:
 
     def turn(self) -> None:
         """One poll and all that follows from it."""
-        self.turned_at = time.monotonic()
+        now = time.monotonic()
+        self._took, self.turned_at = now - self.turned_at, now
+        if (error := self.loan.error) is not None:
+            raise error
         client = self.client
         if self._gathers and self.queueing is not None:
             self.queueing.gather()
-        batch = client.poll(self._poll_timeout(), self.most)
+        batch: Mapping[Partition, Sequence[Record]] = {}
+        unreadable = None
+        try:
+            batch = client.poll(self._poll_timeout(), self.most)
+        except Unreadable as error:
+            unreadable = error
         self.received = time.time()
-        self.poll_by = self.clock_starts() + min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
+        self.poll_by = self.clock_starts() + self.longest_batch
         self.joined = client.joined()
-        if self._new:
-            self._welcome()
+        self._look_for_brokers(client)
+        self.batch = batch
+        self.left.clear()
+        if self.new:
+            self.welcome()
+        if unreadable is not None:
+            self._set_aside(unreadable)
+        anew = self._look_at_ids(client)
         queueing = self.queueing
         if queueing is not None:
             queueing.begin_turn()
@@ -168,6 +218,8 @@ class Consumer:
         for partition, records in batch.items():
             if self.stopping:
                 break
+            if partition in self.left or partition in anew:
+                continue
             if self.handlings[partition.topic].inline:
                 self.inline.take(partition, records)
             else:
@@ -182,32 +234,96 @@ class Consumer:
         self._resume_due()
 
     @property
+    def longest_batch(self) -> float:
+        """Seconds after which the loop is to poll again."""
+        return min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
+
+    @property
     def client(self) -> ConsumerClient:
         """The Kafka client of this loop, made when first asked for."""
         if self._client is None:
-            client = self.make_client(self.settings, self.group)
+            self.inline.open()
+            client = self.make_client(self._client_settings, self.group)
             self._client = client
             client.subscribe(sorted(self.handlings), self)
             self._look_for_topics(client)
+            self._touched_at = time.monotonic()
+            self._tell_at = self._touched_at + SILENCE
         return self._client
+
+    @property
+    def _client_settings(self) -> Settings:
+        if self.inline.transactions is None:
+            return self.settings
+        from .transactions import of_committed
+
+        return of_committed(self.settings)
 
     def _look_for_topics(self, client: ConsumerClient) -> None:
         """Says which topics are missing, before the first message finds out."""
         answers = {topic for handling in self.handlings.values() for topic in handling.sends_to}
         missing = client.missing_topics(sorted(answers | set(self.handlings)))
-        create = "create it (`flowkit topics --create`)"
         for topic in missing:
+            what = f"handlers send to it: {CREATE}, or their messages fail and wait"
             if topic in self.handlings:
-                what = f"group {self.group!r} waits for it: {create}, and it is consumed within half a minute"
-            else:
-                what = f"handlers send to it: {create}, or their messages fail and wait"
-            self.monitor.notice_error(
-                "topics",
-                ConfigurationError("missing topic"),
-                message=f"there is no topic {topic!r} on the brokers; {what}",
-                topic=topic,
-                group=self.group,
+                what = self._waits_for_it
+            self._tell_topic(topic, f"there is no topic {topic!r} on the brokers; {what}")
+
+    @property
+    def _waits_for_it(self) -> str:
+        return f"group {self.group!r} waits for it: {CREATE}, and it is consumed within half a minute"
+
+    def _tell_topic(self, topic: str, message: str) -> None:
+        error = ConfigurationError("missing topic")
+        self.monitor.notice_error("topics", error, message=message, topic=topic, group=self.group)
+
+    def _look_for_brokers(self, client: ConsumerClient) -> None:
+        """Says that none answers, now and then: an idle client finds nothing to complain of."""
+        now = time.monotonic()
+        silent = now - self._touched_at
+        if client.in_touch():
+            if self._tell_at > self._touched_at + SILENCE:  # it was told
+                self.monitor.notice("recovered", message="Kafka answers again", group=self.group)
+            self._touched_at, self._tell_at = now, now + SILENCE
+        elif now >= self._tell_at:
+            self._tell_at = now + min(silent, LONGEST_SILENCE)
+            error = BrokerUnavailable(f"no broker has answered for {silent:.0f} s")
+            what = f"group {self.group!r}: {error}; it waits for one that leads the group, nothing is lost"
+            self.monitor.notice_error("broker", error, message=what, group=self.group)
+
+    def _look_at_ids(self, client: ConsumerClient) -> set[Partition]:
+        """Sees which topics were deleted since the last turn, and which are others of the same name: these are read from their
+        first message on. Gives their partitions, of which the batch in hand may be from anywhere.
+        """
+        ids = {topic: client.topic_id(topic) for topic in self.handlings}
+        before, self._topic_ids = self._topic_ids, ids
+        anew: set[Partition] = set()
+        if ids == before:
+            return anew
+        for topic in self.handlings:
+            if ids[topic] is None and before.get(topic) is not None:
+                self._tell_topic(topic, f"there is no topic {topic!r} on the brokers any more; {self._waits_for_it}")
+        for partition, track in list(self.tracks.items()):
+            now = ids[partition.topic]
+            if now is None or track.topic_id is None:
+                track.topic_id = track.topic_id or now
+            elif now != track.topic_id:
+                anew.add(partition)
+                self._read_anew(partition, Track(topic_id=now, held=track.held))
+        for topic in sorted({partition.topic for partition in anew}):
+            self._tell_topic(
+                topic,
+                f"the topic {topic!r} was deleted and made anew; group {self.group!r} reads the new one from its first message",
             )
+        return anew
+
+    def _read_anew(self, partition: Partition, track: Track) -> None:
+        self.tracks[partition] = track
+        self.client.seek(partition, 0)
+        if not track.held:
+            self.client.resume(partition)
+        if self.queueing is not None and not self.handlings[partition.topic].inline:
+            self.queueing.made_anew(partition, track)
 
     def _poll_timeout(self) -> float:
         due = [track.resume_at for track in self.tracks.values() if track.resume_at is not None]
@@ -249,27 +365,21 @@ class Consumer:
                 f"{places([partition])} gave messages, but was not assigned to this consumer"
             ) from None
 
-    # Failure: this partition alone waits, and the message is tried again, for ever or until its dead letter is sent.
+    # Failure: this partition alone waits, and the message is tried again, for ever or until it is let go.
 
     def failed(self, handling: Handling, track: Track, record: Record, error: Exception) -> bool:
-        """True if the message is done with: its dead letter was sent. Else its partition waits, and starts with it."""
-        track.count(record)
+        """True if the message is done with: its dead letter was sent, or it is skipped. Else its partition waits, and starts
+        with it.
+        """
+        track.count(record.offset)
         attempt, retry = track.attempt, handling.retry
-        passing = is_passing(error)
-        last = attempt >= retry.attempts and handling.dead_letter is not None and not passing
+        ends = retry.ends(attempt, error)
+        last = ends and handling.on_poison is not None
         delay = retry.delay(track.waits)
-        if last:
-            then = f"goes to {handling.dead_letter}"
-        else:
-            then = f"again in {delay:.1f} s; partition {record.partition} of {record.topic} waits, nothing is skipped"
-            if attempt >= retry.attempts and handling.dead_letter is None and not passing:
-                then += "; to let such messages go, name a topic for them: dead_letter=..."
-        what = "failed in" if handling.inline else "could not be queued for"
         self.monitor.notice_error(
             "failed",
             error,
-            message=f"{place(record)} {what} {handling.route.name}, attempt {attempt}, {then}:"
-            f" {type(error).__name__}: {error}",
+            message=self._what_failed(handling, record, error, attempt, delay, last=last, ends=ends),
             traceback=attempt == 1 and not isinstance(error, FlowkitError),
             topic=record.topic,
             partition=record.partition,
@@ -278,25 +388,104 @@ class Consumer:
             attempt=attempt,
             last=last,
         )
-        handling.failed(record, error, attempt, self.received, last=last)
-        if last and self._bury(handling, record, error, attempt):
+        where = Partition(record.topic, record.partition)
+        with self.loan if self.may_keep(where) else contextlib.nullcontext():
+            handling.failed(record, error, attempt, self.received, last=last)
+        if where in self.left:
+            return False
+        if last and self._let_go(handling, record, error, attempt):
             track.done = record.offset + 1
             track.failed_at = None
             return True
-        self.put_back(Partition(record.topic, record.partition), track, record.offset, delay)
-        track.attempt = attempt if passing else attempt + 1  # Kafka's absence is no fault of the message
-        self.monitor.notice("retried", **about(record, self.group), attempt=track.attempt, delay=delay)
+        self.put_back(where, track, record.offset, delay)
+        track.attempt = attempt if is_passing(error) else attempt + 1  # Kafka's absence is no fault of the message
+        if not (last and self.stopping_for):
+            self.monitor.notice("retried", **about(record, self.group), attempt=track.attempt, delay=delay)
         return False
+
+    def _what_failed(
+        self,
+        handling: Handling,
+        record: Record,
+        error: Exception,
+        attempt: int,
+        delay: float,
+        *,
+        last: bool,
+        ends: bool,
+    ) -> str:
+        if last:
+            then = {"stop": "the application stops", "skip": "it is skipped"}.get(
+                handling.on_poison or "", f"goes to {handling.dead_letter}"
+            )
+        else:
+            then = f"again in {delay:.1f} s; partition {record.partition} of {record.topic} waits, nothing is skipped"
+            if ends:
+                then += "; to let such messages go, name a topic for them: dead_letter=..."
+        what = "failed in" if handling.inline else "could not be queued for"
+        where = f"{place(record)} {what} {handling.route.name}, attempt {attempt}"
+        return f"{where}, {then}: {type(error).__name__}: {error}"
+
+    def _let_go(self, handling: Handling, record: Record, error: Exception, attempt: int) -> bool:
+        """What becomes of a message that failed for the last time. False if it stays where it is."""
+        if handling.on_poison == "skip":
+            self.monitor.notice_error("skipped", error, **handling.skipped(record, error, attempt))
+            return True
+        if handling.on_poison == "stop":
+            self._stop_for(
+                PoisonMessage(
+                    f"{place(record)} failed in {handling.route.name}, attempt {attempt}, and on_poison='stop': its offset"
+                    f" is not committed, and it comes first at the next start: {type(error).__name__}: {error}"
+                )
+            )
+            return False
+        return self._bury(handling, record, error, attempt)
 
     def _bury(self, handling: Handling, record: Record, error: Exception, attempt: int) -> bool:
         letter = handling.dead(record, error, attempt)
         try:
-            self.producer.send_all([letter])
+            send_letter(self.inline.sender(record), letter)
         except (DeliveryError, BrokerUnavailable) as problem:
-            self.monitor.notice_error("delivery", problem, topic=letter.topic)
+            what = f"{place(record)} waits, because its dead letter could not be sent: {problem}"
+            self.monitor.notice_error("delivery", problem, message=what, topic=letter.topic)
             return False
         self.monitor.notice("dead", **about(record, self.group), attempt=attempt, dead_letter=letter.topic)
+        if (limit := handling.count_dead()) is not None:
+            self._stop_for(limit)
         return True
+
+    def _stop_for(self, reason: Stopped) -> None:
+        """Ends the loop after the message in hand; then ``run`` raises the reason."""
+        self.stopping_for = self.stopping_for or reason
+        self.stop()
+
+    def _set_aside(self, found: Unreadable) -> None:
+        """A partition waits whose next record cannot be read; it may be better in a while."""
+        partition, offset = found.partition, found.offset
+        track = self.tracks.get(partition)
+        if track is None:  # it has left meanwhile
+            return
+        track.count(offset)
+        delay = self.reconnect.delay(track.waits)
+        self.client.pause(partition)
+        track.resume_at = time.monotonic() + delay
+        where, group = f"{places([partition])}@{offset}", self.group
+        behind = "OFFSET"
+        if found.following is not None:
+            behind = str(found.following)
+            where += f" to {found.following - 1}" if found.following - 1 > offset else ""
+        self.monitor.notice_error(
+            "unreadable",
+            found.reason,
+            message=f"{where} cannot be read: {found.reason}{_how_to_unpack(found.reason)}. It is tried again in {delay:.1f} s;"
+            f" its partition waits, the others go on. To pass over it, stop every process of the group, and:"
+            f" kafka-consumer-groups --bootstrap-server ... --group {group} --topic {partition.topic}:{partition.partition}"
+            f" --reset-offsets --to-offset {behind} --execute; it is lost then",
+            topic=partition.topic,
+            partition=partition.partition,
+            offset=offset,
+            group=self.group,
+        )
 
     def put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
         track.done = offset
@@ -343,6 +532,8 @@ class Consumer:
         for partition, track in self.tracks.items():
             if track.done is None or (partitions is not None and partition not in partitions):
                 continue
+            if self._client is not None and track.topic_id not in (None, self._client.topic_id(partition.topic)):
+                continue  # it would be taken for an offset of the topic that has this name now
             done = min(track.done, unsettled.get(partition, track.done))
             if done != track.committed:
                 offsets[partition] = done
@@ -358,8 +549,7 @@ class Consumer:
         try:
             self.client.commit(offsets)
         except CommitRefused as error:
-            self._refused.update(offsets)
-            logger.warning("group %s: the commit came too late, its messages come again: %s", self.group, error)
+            self.refused(offsets, error)
             return
         for partition, offset in offsets.items():
             if partition in self.tracks:
@@ -367,16 +557,21 @@ class Consumer:
         self._confirmed.update(offsets)
         self._note_confirmed()
 
+    def refused(self, offsets: Mapping[Partition, int], error: CommitRefused) -> None:
+        """Kafka has not taken these offsets, because the group has moved on."""
+        self._refused.update(offsets)
+        logger.warning("group %s: the commit came too late, its messages come again: %s", self.group, error)
+
     def _note_confirmed(self) -> None:
         """Notes in Redis what Kafka has confirmed, here and in rebalances."""
         confirmed, self._confirmed = self._confirmed, {}
         if confirmed and self.queueing is not None:
             self.queueing.confirmed(confirmed)
 
-    # Rebalances. These four come from within a poll or a close, maybe on the client's own thread.
+    # Rebalances. These five come from within a poll or a close, maybe on the client's own thread.
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
-        self._new.extend(partition for partition in partitions if partition not in self.tracks)
+        self.new.extend(partition for partition in partitions if partition not in self.tracks)
 
     def revoked(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         offsets = self._uncommitted(partitions)
@@ -389,30 +584,94 @@ class Consumer:
         self._confirmed.update(offsets)
         for partition in offsets:
             self._refused.pop(partition, None)
+            self._behind.pop(partition, None)
 
     def lost(self, partitions: Sequence[Partition]) -> None:
-        logger.warning("group %s lost %s; what was not committed comes again", self.group, places(partitions))
+        kafka, took = self.settings.kafka, self._took
+        silent = took > min(kafka.session_timeout, kafka.max_poll_interval)
+        why = (
+            f". It had not polled for {took:.0f} s: raise kafka.session_timeout ({kafka.session_timeout:g} s) and"
+            f" kafka.max_poll_interval ({kafka.max_poll_interval:g} s), or let RQ do the work (inline=False)"
+        )
+        logger.warning(
+            "group %s lost %s; what was not committed comes again%s",
+            self.group,
+            places(partitions),
+            why if silent else "",
+        )
         self.monitor.notice("rebalanced", group=self.group, lost=places(partitions))
         self.joined = False
+        unsettled = self.inline.unsettled()
+        for partition in partitions:
+            track = self.tracks.get(partition)
+            if track is not None and track.done is not None and self.handlings[partition.topic].inline:
+                track.done = min(track.done, unsettled.get(partition, track.done))
+                self._lost[partition] = track
         self._forget(partitions)
+
+    def moved(self, partition: Partition, before: int, after: int) -> None:
+        where = f"{places([partition])}@{before}"
+        if after > before:
+            text = (
+                f"{where} is gone: it was deleted, by retention or by hand, before group {self.group!r} read it. The group goes"
+                f" on at offset {after}; up to {after - before} messages are lost"
+            )
+        else:
+            text = (
+                f"{where} is not there: the topic was made anew, or its brokers have lost its end. Group {self.group!r} goes on"
+                f" at offset {after}"
+            )
+        self.monitor.notice_error(
+            "gone",
+            MessagesGone(text),
+            message=text,
+            topic=partition.topic,
+            partition=partition.partition,
+            offset=before,
+            count=max(0, after - before),
+            group=self.group,
+        )
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         for partition in partitions:
-            self.tracks.pop(partition, None)
-        self._new = [partition for partition in self._new if partition not in partitions]
+            track = self.tracks.pop(partition, None)
+            if track is not None:
+                self.left[partition] = track
+        self.new = [partition for partition in self.new if partition not in partitions]
         if self.queueing is not None:
             self.queueing.forget(partitions)
 
-    def _welcome(self) -> None:
+    def may_keep(self, partition: Partition) -> bool:
+        """Whether one that left while a message of it was in hand, and came back, may go on with what is known of it."""
+        return self.handlings[partition.topic].inline or self.queueing is None or self.queueing.ahead is None
+
+    def welcome(self) -> None:
         """Starts to track the partitions that were assigned in this poll, before their first record is touched."""
-        new = self._new
+        new = self.new
         self.monitor.notice("rebalanced", group=self.group, assigned=places(new))
         for partition in new:
-            self.tracks[partition] = Track()
+            self.tracks[partition] = self._taken_up(partition) or Track()
+            self.tracks[partition].topic_id = self.client.topic_id(partition.topic)
             self.client.resume(partition)  # the client keeps the pause of a partition that leaves and comes back
             if self.queueing is not None:
                 self.queueing.welcome(partition)
-        self._new = []
+        self.new = []
+
+    def _taken_up(self, partition: Partition) -> Track | None:
+        """What was done of a partition that was lost before it could be committed, if nobody has committed anything since.
+
+        Without this, a message that costs the membership each time would come again each time, and nothing behind it ever.
+        """
+        lost = self._lost.pop(partition, None)
+        if lost is None or lost.done is None or lost.topic_id != self.client.topic_id(partition.topic):
+            return None
+        committed = self.client.committed(partition)
+        if committed != lost.committed and (lost.committed is not None or committed not in (None, lost.begun)):
+            return None
+        self.client.seek(partition, lost.done)
+        if partition in self.batch:  # polled from where the commit is
+            self.left[partition] = lost
+        return Track(begun=lost.begun, done=lost.done, committed=committed)
 
     # Trouble and the end.
 
@@ -428,6 +687,7 @@ class Consumer:
             traceback=not isinstance(error, FlowkitError),
             group=self.group,
         )
+        self._behind.update(self._uncommitted())
         self._drop_client(2.0)
         until = time.monotonic() + delay
         while not self.stopping and time.monotonic() < until:
@@ -437,13 +697,15 @@ class Consumer:
     def _drop_client(self, timeout: float) -> None:
         client, self._client = self._client, None
         self.joined = False
+        self.loan.error = None
+        self._lost.clear()
         if client is not None:
             try:
                 client.close(timeout)
             except Exception as error:
                 logger.warning("group %s: closing its client failed: %r", self.group, error)
         self._note_confirmed()
-        self._forget([*self.tracks, *self._new])
+        self._forget([*self.tracks, *self.new])
         self.inline.drop()
 
     def _end(self) -> None:
@@ -459,4 +721,10 @@ class Consumer:
                 self.clean = False
                 self.monitor.notice_error("stop", error, group=self.group)
         self._drop_client(min(5.0, self.settings.shutdown_timeout))
-        self.clean = self.clean and not self._refused
+        self.clean = self.clean and not self._refused and not self._behind
+
+
+def _how_to_unpack(reason: Exception) -> str:
+    """The package that kafka-python lacks for a compression, if that is all."""
+    found = re.search("Libraries for (lz4|snappy|zstd) compression codec not found", str(reason))
+    return f" (pip install 'kafka-python[{found[1]}]', and start it again)" if found else ""

@@ -16,9 +16,12 @@ from typing import Any
 
 import orjson
 
+from .brief import brief
 from .coroutines import finish
+from .deadletters import filled, letter
 from .errors import (
     ConfigurationError,
+    DeadLetterLimit,
     HandlerExit,
     ParserError,
     QueueError,
@@ -27,7 +30,7 @@ from .errors import (
     is_passing,
 )
 from .interchangers import Plain, pack, unpack
-from .message import Abort, HeaderPairs, Message, PlainRecord, Record, place
+from .message import Abort, HeaderPairs, Message, PlainRecord, Record, about, place
 from .parsers import Json, for_topic
 from .payload import Decode, decoder
 from .responses import (
@@ -42,7 +45,7 @@ from .responses import (
     with_parsers,
 )
 from .retry import Retry
-from .route import Handler, Responder, Route
+from .route import Handler, Responder, Route, check_name
 from .settings import Settings
 from .signature import bind, bind_failure, takes_payload_only
 
@@ -116,17 +119,24 @@ class Handling:
         self.topic = route.topic
         self.group = route.group or f"{settings.name}_{route.topic}"
         self.inline = settings.inline if route.inline is None else route.inline
+        self.transactional = settings.transactional if route.transactional is None else route.transactional
+        if self.transactional:
+            _check_transactional(route, settings, inline=self.inline)
         self.queue = route.queue or settings.queue
         self.worker = route.worker
         self.shards = _shards(route, self.queue) if route.ordered and not self.inline else ()
         self.retry = route.retry if isinstance(route.retry, Retry) else settings.retry
-        self.dead_letter = route.dead_letter or settings.dead_letter
-        # Inline, without a dead letter, a message is tried for ever; a custom worker has rules of its own.
-        ends = self.dead_letter or not (self.inline or self.worker)
-        self._last_attempt = self.retry.attempts if ends else math.inf
+        self.on_poison, self.dead_letter = _end_of(route, settings, self.group, inline=self.inline)
+        self.dead_letter_limit = route.dead_letter_limit or settings.dead_letter_limit
+        self.dead_in_a_row = 0
+        """Dead letters since the last message that was handled, in this process."""
+        # Inline, a message without an end is tried for ever; a custom worker has rules of its own.
+        self.has_end = bool(self.on_poison or not (self.inline or self.worker))
+        self._last_attempt = self.retry.attempts if self.has_end else math.inf
         self.job_size = route.job_size or settings.job_size
         self.job_seconds = route.job_seconds or settings.job_seconds
         self.job_timeout = route.job_timeout or settings.job_timeout
+        self.max_message_bytes = settings.max_message_bytes
         self.parser = for_topic(route.parser or Json, route.topic)
         self.interchanger = route.interchanger or Plain
         self.declarations = with_parsers(route.declarations, self.parser)
@@ -195,7 +205,10 @@ class Handling:
         decode, handler, idle = self.decode, self.route.handler, self._idle
 
         def call(record: Record, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG001
-            result = handler(decode(record.value))
+            value = record.value
+            if value is not None and type(value) is not bytes:  # what somebody else wrote into Redis
+                raise self._not_queued(value)
+            result = handler(decode(value))
             if result is not None:
                 self._tell_unused_value(finish(result))
             return idle.take() if idle.responses else ()
@@ -272,6 +285,8 @@ class Handling:
         except (Exception, SystemExit) as error:
             return done, as_failure(error)
         finally:
+            if done:
+                self.dead_in_a_row = 0
             current.reset(token)
             self._idle.take()
         return done, None
@@ -358,12 +373,18 @@ class Handling:
         return None if payload is None else encoded(self.parser.generate(payload), self.parser)
 
     def entry(self, record: Record, received: float, value: bytes | None) -> Entry:
-        """A message as its job carries it."""
+        """A message as its job carries it. Raises ``QueueError`` for one of more than ``max_message_bytes``."""
         data: Any = value
         if value is not None and self.interchanger is not Plain:
             data = self.interchanger.load(value)
             if not isinstance(data, bytes):
                 data = _as_json(self.interchanger, data)
+        size = _size(record.key, data, record.headers)
+        if size > self.max_message_bytes:
+            raise QueueError(
+                f"{place(record)} has {size:,} bytes, and max_message_bytes lets {self.max_message_bytes:,} into a queue: raise"
+                " it, let the route run with inline=True, or send large things by reference"
+            )
         return (
             self.topic,
             record.partition,
@@ -377,7 +398,8 @@ class Handling:
 
     def entries(self, records: Sequence[Record], received: float) -> list[Entry]:
         """``entry`` for the untouched values of many records."""
-        if self.interchanger is not Plain:
+        most = self.max_message_bytes
+        if self.interchanger is not Plain or any(_size(r.key, r.value, r.headers) > most for r in records):
             return [self.entry(record, received, record.value) for record in records]
         topic = self.topic
         return [(topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers, received) for r in records]
@@ -391,7 +413,9 @@ class Handling:
             texts = all(isinstance(name, str) for name, _ in record.headers)
             parts = (record.key, record.value, *(item for _, item in record.headers))
             sound = texts and all(part is None or isinstance(part, bytes) for part in parts)
-        except (TypeError, ValueError) as error:
+            struct.pack(">iqq", record.partition, record.offset, record.timestamp)
+            sound = sound and 0 <= record.received < 2**40
+        except (TypeError, ValueError, struct.error) as error:
             raise self._not_queued(entry) from error
         if not sound:
             raise self._not_queued(entry)
@@ -399,7 +423,7 @@ class Handling:
 
     def _not_queued(self, entry: object) -> QueueError:
         return QueueError(
-            f"a job for {self.topic!r} holds what flowkit did not queue: {str(entry)[:120]}; was the route's"
+            f"a job for {self.topic!r} holds what flowkit did not queue: {brief(entry)}; was the route's"
             " interchanger changed while messages were queued?"
         )
 
@@ -428,22 +452,30 @@ class Handling:
             raise self._not_queued(params) from error
 
     def dead(self, record: Record, error: Exception, attempts: int) -> Response:
-        """The dead letter for a record: key, value and headers untouched, and where it comes from in more headers.
-
-        Their names and formats are those of Spring Kafka's DeadLetterPublishingRecoverer, so that its tools read them.
-        """
-        origin: HeaderPairs = (
-            ("kafka_dlt-original-topic", record.topic.encode()),
-            ("kafka_dlt-original-partition", struct.pack(">i", record.partition)),
-            ("kafka_dlt-original-offset", struct.pack(">q", record.offset)),
-            ("kafka_dlt-original-timestamp", struct.pack(">q", record.timestamp)),
-            ("kafka_dlt-original-consumer-group", self.group.encode()),
-            ("kafka_dlt-exception-fqcn", f"{type(error).__module__}.{type(error).__qualname__}".encode()),
-            ("kafka_dlt-exception-message", str(error).encode(errors="backslashreplace")[:2000]),
-            ("flowkit-attempts", str(attempts).encode()),
-        )
+        """The dead letter for a record."""
         assert self.dead_letter is not None
-        return Response(self.dead_letter, record.value, record.key, headers=(*record.headers, *origin))
+        return letter(self.dead_letter, record, self.group, error, attempts)
+
+    def count_dead(self) -> DeadLetterLimit | None:
+        """Counts a dead letter that was sent. Gives the error that is to stop the process, if that is one too many."""
+        self.dead_in_a_row += 1
+        limit = self.dead_letter_limit
+        if limit is None or self.dead_in_a_row < limit:
+            return None
+        many = "a message" if limit == 1 else f"{limit} messages one after the other"
+        return DeadLetterLimit(
+            f"{many} of {self.topic!r} went to {self.dead_letter!r}, without one that could be handled in between"
+            f" (dead_letter_limit={limit}): that is rather a fault of the handler, or of what it needs, than of the messages."
+            f" Mend it, start again, and send them once more with: flowkit dead replay --topic {self.topic}"
+        )
+
+    def skipped(self, record: Record, error: Exception, attempt: int) -> dict[str, Any]:
+        """The details of the event of a message that is passed over: all that is needed to find it again."""
+        text = (
+            f"{place(record)} is skipped (on_poison='skip'), attempt {attempt}: topic {record.topic}, partition"
+            f" {record.partition}, offset {record.offset}, key {record.key!r}: {type(error).__name__}: {error}"
+        )
+        return {"message": text, **about(record, self.group), "attempt": attempt, "key": record.key}
 
     def failed(
         self, record: Record, error: Exception, attempt: int, received: float, *, last: bool | None = None
@@ -461,9 +493,65 @@ class Handling:
                 logger.exception("an after_failure hook failed itself, for %s", place(record))
 
 
+def _check_transactional(route: Route, settings: Settings, *, inline: bool) -> None:
+    """Raises ``ConfigurationError`` where a transaction could not hold what the route does."""
+    where = f"topic {route.topic!r}"
+    if not inline:
+        own = (
+            "" if route.transactional else f"; or, as the setting is for every route, transactional=False for {where}"
+        )
+        raise ConfigurationError(
+            f"{where}: transactional=True is for routes with inline=True; this one's messages go to a queue, which is outside"
+            f" of Kafka, so no transaction of Kafka can hold both. Add inline=True, or leave transactional away{own}"
+        )
+    if settings.kafka.options.get("isolation_level", "read_committed") != "read_committed":
+        raise ConfigurationError(
+            f"{where}: transactional=True needs kafka.isolation_level to be read_committed, which it is in this group if"
+            " nothing is said: else a partition that comes from another consumer would be read from too early an offset"
+        )
+
+
+def _end_of(route: Route, settings: Settings, group: str, *, inline: bool) -> tuple[str | None, str | None]:
+    """What becomes of a message that failed for the last time, and the topic of its dead letter. What the route says comes
+    before what the application says. Raises ``ConfigurationError``.
+    """
+    where = f"topic {route.topic!r}"
+    end: str | None = route.on_poison
+    if end is None and route.dead_letter is None:
+        end = settings.on_poison
+    if end == "stop" and not inline:
+        raise ConfigurationError(
+            f"{where}: on_poison='stop' is for routes with inline=True; this one's messages are in a queue, where others are"
+            " worked on meanwhile. Leave it out, and a message that failed every attempt stays in RQ's FailedJobRegistry; or"
+            " give the route a dead_letter=, or on_poison='skip'"
+        )
+    if end in ("stop", "skip"):
+        return end, None
+    pattern = settings.dead_letter if route.dead_letter is None else route.dead_letter
+    if not pattern:
+        if end == "dead_letter":
+            raise ConfigurationError(
+                f"{where}: on_poison='dead_letter' needs the name of a topic for them: dead_letter=..."
+            )
+        if route.dead_letter_limit is not None:
+            raise ConfigurationError(
+                f"{where}: dead_letter_limit counts dead letters; name a topic for them: dead_letter=..."
+            )
+        return None, None
+    return "dead_letter", check_name("topic", filled(pattern, route.topic, group))
+
+
 def _shards(route: Route, queue: str) -> tuple[str, ...]:
     """The names of the queues of an ordered route: the topic is in them, so that topics do not wait for one another."""
     return tuple(f"{queue}.{route.topic}.{number}" for number in range(route.shards or SHARDS))
+
+
+def _size(key: bytes | None, data: Any, headers: HeaderPairs) -> int:
+    """Bytes of a message in a job, about."""
+    size = len(key) if key else 0
+    if data is not None:
+        size += len(data) if isinstance(data, bytes | str) else len(orjson.dumps(data))
+    return size + sum([len(name) + len(value or b"") for name, value in headers]) if headers else size
 
 
 def _as_json(interchanger: Any, data: Any) -> Any:

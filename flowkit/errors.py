@@ -18,6 +18,11 @@ FlowkitError
 ├── BrokerUnavailable           no Kafka broker answers
 ├── RedisUnavailable            Redis does not answer
 ├── RegistryUnavailable         a schema registry does not answer, or does not let the application in
+├── Stopped                     the application was told to stop when that happens
+│   ├── DeadLetterLimit         too many dead letters one after the other
+│   ├── MessagesGone            messages were deleted before they were read
+│   ├── PoisonMessage           a message failed every attempt, and ``on_poison`` is "stop"
+│   └── Displaced               another process took this one's place, with the same ``kafka.group_instance_id``
 ├── DaemonError                 a daemon runs already, or did not end, or not as it should
 └── DevStackError               an embedded broker or Redis could not be started
 """
@@ -118,6 +123,26 @@ class RegistryUnavailable(FlowkitError):
     """A schema registry does not answer, or does not let the application in."""
 
     passing = True
+
+
+class Stopped(FlowkitError):
+    """Something happened at which the application is to stop. Nothing is lost by it."""
+
+
+class DeadLetterLimit(Stopped):
+    """So many dead letters one after the other as ``dead_letter_limit`` says."""
+
+
+class MessagesGone(Stopped):
+    """Messages were deleted before they were read. It stops the application only if ``auto_offset_reset`` is "none"."""
+
+
+class PoisonMessage(Stopped):
+    """A message failed every attempt, and its route says ``on_poison="stop"``."""
+
+
+class Displaced(Stopped):
+    """Another process took this one's place in its group, with the same ``kafka.group_instance_id``."""
 
 
 class DaemonError(FlowkitError):

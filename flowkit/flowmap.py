@@ -63,7 +63,7 @@ class FlowMap:
 def runs(handling: Handling) -> str:
     """Where the handler of a route runs."""
     if handling.inline:
-        return "inline"
+        return "inline, transactional" if handling.transactional else "inline"
     return f"worker {name_of(handling.worker)}" if handling.worker else f"queue {queue_name(handling)}"
 
 

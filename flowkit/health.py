@@ -1,4 +1,4 @@
-"""Whether a process lives and is ready: asked by systemd (sd_notify) and by probes over HTTP, answered from one place.
+"""Whether a process lives and is ready: told to systemd (sd_notify), to probes over HTTP, and by a file; all from one place.
 
 ``Server`` and ``Workers`` say how their parts are. Both let the loop that watches these parts call ``Doors.look``, so a loop
 that stands still answers nobody: systemd and Kubernetes take that for what it is.
@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from .errors import ConfigurationError
@@ -26,6 +27,9 @@ PROBES = ("/healthz", "/readyz")
 
 PATIENCE = 0.3
 """Seconds that a probe may take to send its question, once it is connected."""
+
+TOUCH_EVERY = 2.0
+"""Seconds between the writings of the file that tells who has no port."""
 
 AT_ONCE = 8
 """Probes answered in one look; others wait for the next."""
@@ -81,8 +85,8 @@ class Health:
 class Doors:
     """What systemd and probes are told. A ``with`` block opens the port; ``look`` is to be called several times a second.
 
-    ``address`` is that of the setting ``health``, None for no port. ``on_ready`` is called once, as soon as all are ready.
-    Raises ``ConfigurationError`` if the port cannot be used.
+    ``address`` is that of the setting ``health``, None for no port; ``file`` that of ``health_file``. ``on_ready`` is called
+    once, as soon as all are ready. Raises ``ConfigurationError`` if the port or the file cannot be used.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Doors:
         health: Callable[[], Health],
         address: str | None = None,
         on_ready: Callable[[], None] | None = None,
+        file: str | None = None,
     ) -> None:
         self._health = health
         self._systemd = Systemd(os.environ)
@@ -97,6 +102,11 @@ class Doors:
         self._was_ready = False
         self._status = ""
         self._listener = _listen(address) if address else None
+        try:
+            self._file = TouchFile(Path(file)) if file else None
+        except ConfigurationError:
+            self.leave()
+            raise
 
     @property
     def port(self) -> int:
@@ -121,6 +131,8 @@ class Doors:
             told.append("WATCHDOG=1")
         if told:
             self._systemd.tell("\n".join(told))
+        if self._file is not None and health.alive:
+            self._file.touch("ready" if health.ready else "stopping" if health.stopping else "waiting")
         if self._listener is not None:
             _answer_all(self._listener, health)
 
@@ -139,6 +151,55 @@ class Doors:
 
     def __exit__(self, *_: object) -> None:
         self.leave()
+        if self._file is not None:
+            self._file.remove()
+
+
+class TouchFile:
+    """A file whose age says how long ago the process was alive; in it stands one word. Not there after the end."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ``ConfigurationError`` where it cannot be written."""
+        self.path = path
+        self._word = ""
+        self._due = 0.0
+        self._failing = False
+        try:
+            self._write("waiting")
+        except OSError as error:
+            raise ConfigurationError(
+                f"health_file: {path} cannot be written: {error.strerror or error}; name a file in a directory that is there"
+                " and may be written to (FLOWKIT_HEALTH_FILE)"
+            ) from error
+
+    def touch(self, word: str) -> None:
+        """Writes it anew if that is due, or if the word is another one."""
+        if word == self._word and time.monotonic() < self._due:
+            return
+        try:
+            self._write(word)
+        except OSError as error:  # the disk is full, for example: that is no reason to end
+            if not self._failing:
+                logger.warning("health_file: %s cannot be written: %s", self.path, error)
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _write(self, word: str) -> None:
+        self._due = time.monotonic() + TOUCH_EVERY
+        if word == self._word and self.path.exists():
+            os.utime(self.path)
+            return
+        new = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # so that nobody finds half a word, or none
+        new.write_text(f"{word}\n")
+        new.replace(self.path)
+        self._word = word
+
+    def remove(self) -> None:
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("health_file: %s is left behind: %s", self.path, error)
 
 
 class Systemd:

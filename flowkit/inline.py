@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import DeliveryError
@@ -15,6 +16,7 @@ from .responses import Response
 
 if TYPE_CHECKING:
     from .consumer import Consumer
+    from .transactions import Transactions
 
 
 class Inline:
@@ -23,6 +25,11 @@ class Inline:
     def __init__(self, loop: Consumer) -> None:
         self.loop = loop
         self._sent: list[tuple[Record, Response, Any]] = []
+        self.transactions: Transactions | None = None
+        if any(handling.transactional for handling in loop.handlings.values()):
+            from .transactions import Transactions
+
+            self.transactions = Transactions(loop)
 
     def take(self, partition: Partition, records: Sequence[Record]) -> None:
         """Handles the messages of one partition, until one fails or the time has come."""
@@ -31,19 +38,30 @@ class Inline:
         track = loop.track(partition)
         if not loop.may_start(partition, track, records[0]):
             return
+        if track.begun is None:
+            track.begun = records[0].offset
+        send = self._send
+        if handling.transactional and self.transactions is not None:
+            send = partial(self.transactions.add, partition, track)
         threshold = loop.settings.kafka.offset_commit_threshold
         at = 0
         while at < len(records):
             limit = max(0, threshold - loop.since_commit) if threshold else len(records)
             slice_ = records[at : at + limit] if at or limit < len(records) else records
-            done, error = handling.run(
-                slice_, self._send, attempt=track.attempt_of(records[at]), received=loop.received, until=loop.until
-            )
+            with loop.loan:
+                attempt = track.attempt_of(records[at])
+                done, error = handling.run(slice_, send, attempt=attempt, received=loop.received, until=loop.until)
+            if partition in loop.left:
+                self._forget(partition)
+                break
             if done:
                 at += done
                 loop.since_commit += done
                 track.done = records[at - 1].offset + 1
             if error is not None:
+                # what its partition has waiting goes first: with its dead letter the offset moves on
+                if handling.transactional and (partition in self.settle() or partition in loop.left):
+                    break
                 if not loop.failed(handling, track, records[at], error):
                     break
                 at += 1
@@ -57,7 +75,7 @@ class Inline:
     def _pause_for_breath(self, partition: Partition, following: Record) -> bool:
         """In the middle of a batch: settles and commits what is due. False if the rest of the batch is polled again."""
         loop = self.loop
-        if partition in self.settle():
+        if partition in self.settle() or partition in loop.left:
             return False
         if loop.commit_due():
             loop.commit()
@@ -76,10 +94,12 @@ class Inline:
 
         Gives the partitions of those messages: they go on from there with the next poll.
         """
+        self.loop.producer.settle()
+        failed = self._settle_sent() if self._sent else set()
+        return failed if self.transactions is None else failed | self.transactions.settle()
+
+    def _settle_sent(self) -> set[Partition]:
         loop = self.loop
-        loop.producer.settle()
-        if not self._sent:
-            return set()
         loop.producer.flush()
         failed: dict[Partition, tuple[Record, Exception]] = {}
         confirmed: Counter[str] = Counter()
@@ -100,6 +120,8 @@ class Inline:
         if failed:
             loop.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
         for partition, (record, problem) in failed.items():
+            if partition in loop.left:  # while a hook took long
+                continue
             track = loop.track(partition)
             if loop.failed(loop.handlings[record.topic], track, record, problem):
                 loop.client.seek(partition, record.offset + 1)
@@ -110,8 +132,31 @@ class Inline:
         offsets: dict[Partition, int] = {}
         for record, _, _ in self._sent:
             offsets.setdefault(Partition(record.topic, record.partition), record.offset)
+        if self.transactions is not None:
+            offsets.update(self.transactions.unsettled())
         return offsets
+
+    def sender(self, record: Record) -> Any:
+        """What sends a dead letter of a message: it has ``send_all``, as ``Producer`` has."""
+        if self.transactions is None or not self.loop.handlings[record.topic].transactional:
+            return self.loop.producer
+        return self.transactions.sender(record)
+
+    def open(self) -> None:
+        """Opens what is to be open before the first message comes."""
+        if self.transactions is not None:
+            self.transactions.open()
+
+    def _forget(self, partition: Partition) -> None:
+        """Its messages are somebody else's now, and come again there; so whether their responses arrived is all the same."""
+        self._sent = [sent for sent in self._sent if Partition(sent[0].topic, sent[0].partition) != partition]
 
     def drop(self) -> None:
         """Forgets what is not confirmed: its messages come again."""
         self._sent = []
+        if self.transactions is not None:
+            self.transactions.drop()
+
+    def close(self) -> None:
+        if self.transactions is not None:
+            self.transactions.close(2.0)

@@ -11,6 +11,7 @@ import importlib
 import zlib
 from typing import Any, Protocol
 
+from .brief import brief
 from .errors import QueueError, missing_package
 
 
@@ -41,7 +42,7 @@ def unpack(data: Any) -> bytes | None:
     try:
         return base64.b64decode(data["base64"], validate=True)
     except (TypeError, KeyError, ValueError) as error:
-        raise QueueError(f"this is not what flowkit put into the queue: {str(data)[:80]}") from error
+        raise QueueError(f"this is not what flowkit put into the queue: {brief(data)}") from error
 
 
 class Plain:
@@ -120,6 +121,6 @@ def _zstd() -> Any:
 
 def _not_written(how: str, data: Any, error: Exception) -> QueueError:
     return QueueError(
-        f"what is in the queue is not what {how}: {error}; it starts with {str(data)[:60]}. Was the route's"
+        f"what is in the queue is not what {how}: {error}; it starts with {brief(data)}. Was the route's"
         " interchanger changed while messages were queued?"
     )

@@ -8,22 +8,27 @@ from __future__ import annotations
 import logging
 import os
 import time
+import traceback
+import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rq import get_current_job
-from rq.exceptions import ShutDownImminentException
-from rq.job import Job
+from rq import Queue, get_current_job
+from rq.exceptions import NoSuchJobError, ShutDownImminentException
+from rq.job import Job, JobStatus
 from rq.timeouts import JobTimeoutException
+from rq.utils import now
 
 from .alarm import Alarm
+from .brief import brief
+from .deadletters import send as send_letter
 from .dispatch import Entry, Handling, Run, Until
-from .errors import FlowkitError, QueueError, is_passing
+from .errors import FlowkitError, QueueError, Stopped, is_passing
 from .message import PlainRecord, about, place
 from .producer import FLUSH_TIMEOUT
 from .progress import NOTHING, JobTaken, Progress, Took
-from .queues import BACK, FRONT, RUNS, Envelope, Made, Parcel, Writer, fitting, make_jobs
+from .queues import BACK, FRONT, PERFORM, RUNS, Envelope, Made, Parcel, Writer, fitting, make_jobs, unpacked
 from .responses import Response
 
 if TYPE_CHECKING:
@@ -50,6 +55,9 @@ class OwnWorker:
     until: Until | None = None
     """That of the job in hand."""
 
+    halted: Stopped | None = None
+    """Why the whole of `flowkit worker` is to end."""
+
     told: BaseException | None = None
     """What flowkit has logged last and raises for RQ, which would log it once more."""
 
@@ -60,12 +68,43 @@ class OwnWorker:
         if cls.until is not None:
             cls.until.at = 0.0
 
+    @classmethod
+    def halt(cls, reason: Stopped) -> None:
+        """Stops all processes of `flowkit worker`, this one as ``stop`` does; a plain ``rq worker`` goes on."""
+        if cls.application is None:
+            text = "%s This worker goes on: it has a new process for each job. `flowkit worker` would end."
+            logger.error(text, reason)
+            return
+        cls.halted = cls.halted or reason
+        cls.stop()
+
 
 class OwnJob(Job):
     """A job as a process of flowkit takes it from Redis: it runs ``perform``, and nothing else that is named there.
 
     Callbacks and webhooks are not followed, but they stay in Redis, so that a job of somebody else is unharmed.
     """
+
+    def restore(self, raw_data: Mapping[Any, Any]) -> Any:
+        """Reads what Redis has of a job. One that cannot be read, or would fill the memory, fails when it is run, and says why:
+        an error here would end the worker. Raises ``NoSuchJobError`` where a job was deleted.
+        """
+        fields: dict[bytes, bytes] = dict(raw_data)
+        try:
+            for name in PACKED:
+                if name in fields:
+                    fields[name] = unpacked(fields[name])
+            super().restore(fields)
+            attempt = self.meta.get("attempt", 1)
+            if type(attempt) is not int or not 0 < attempt < 2**31:
+                raise QueueError(f"a job counts its attempts as {brief(attempt)}")
+        except NoSuchJobError:
+            raise
+        except Exception as error:  # whatever RQ makes of fields that it did not write
+            why = f"{type(error).__name__}: {brief(str(error))}"  # some errors have all that they were about in their repr
+            logger.error("job %s cannot be read, and fails: %s", self.id, why)
+            data = Envelope.dumps((f"what cannot be read ({why[:90]})",))
+            super().restore({b"data": data, b"origin": fields.get(b"origin", b"").decode(errors="replace").encode()})
 
     @property
     def func(self) -> Callable[..., None]:
@@ -85,6 +124,10 @@ class OwnJob(Job):
 
     def send_webhooks(self, status: str, *, exc_string: str | None = None) -> None:
         """Sends none."""
+
+
+PACKED = (b"data", b"exc_info")
+"""The fields of a job that RQ packs."""
 
 
 def perform(*args: Any) -> None:
@@ -139,7 +182,7 @@ def _perform_one(app: Flowkit, handling: Handling, parcel: Parcel, job: Job | No
         attempt = job.meta.get("attempt", attempt)
         left = RUNS.max if job.retries_left is None else job.retries_left
     messages = Messages(app, handling, parcel.entries, attempt, alarm)
-    if left == 0 and handling.dead_letter and job is not None and not job.latest_result():
+    if left == 0 and handling.on_poison and job is not None and not job.latest_result():
         # the last run that RQ gives it; not one that somebody asks for later, when it has failed
         attempt = max(attempt, handling.retry.attempts)
         messages.give_up()
@@ -163,7 +206,7 @@ def _tell_rq(job: Job, handling: Handling, attempt: int, error: Exception) -> in
 
     Gives the seconds until then; None if it gives up.
     """
-    if attempt >= handling.retry.attempts and not is_passing(error):
+    if handling.retry.ends(attempt, error):
         job.retries_left = 0
         return None
     delay = max(1, round(handling.retry.delay(attempt)))
@@ -202,9 +245,15 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
         failed += len(failures)
         rest = settle_failures(app, handling, failures, attempt, alarm)
         jobs = [*again]
-        waits = [handling.retry.delay(attempt) for _ in rest]
-        for failure, wait_for in zip(rest, waits, strict=True):
-            due = str(time.time() + wait_for)
+        waits: list[float | None] = []
+        for failure in rest:
+            if handling.retry.ends(attempt, failure.error):
+                keep(app, handling, job, failure, attempt)
+                waits.append(None)
+                continue
+            delay = handling.retry.delay(attempt)
+            waits.append(delay)
+            due = str(time.time() + delay)
             jobs += _alone(app, handling, job.origin, failure.entry, next_attempt(attempt, failure.error), due)
         if end:
             if messages.at < len(entries):
@@ -248,6 +297,30 @@ def _rest(app: Flowkit, handling: Handling, queue: str, parcel: Parcel, messages
     unbegun = parcel.entries[messages.at :]
     jobs = make_jobs(app.reference, handling, queue, unbegun, size=size, attempt=parcel.attempt, place=FRONT)
     return jobs[::-1]  # each is put before the others
+
+
+def keep(app: Flowkit, handling: Handling, job: Job, failure: Failure, attempt: int) -> None:
+    """Puts a message that is given up among RQ's failed jobs, in a job of its own.
+
+    Killed before this job has noted it, the next run of it does the same again; the id is the same then.
+    """
+    (made,) = make_jobs(app.reference, handling, job.origin, [tuple(failure.entry)], size=1, attempt=attempt)
+    name = f"{made.id.rpartition('-')[0]}-{zlib.crc32(job.id.encode()):08x}"
+    kept = Queue(job.origin, connection=job.connection, serializer=Envelope).create_job(
+        PERFORM,
+        args=made.args,
+        job_id=name,
+        description=made.description,
+        timeout=made.timeout,
+        result_ttl=job.result_ttl,
+        retry=RUNS,
+        status=JobStatus.FAILED,
+    )
+    kept.ended_at = now()
+    with job.connection.pipeline() as pipe:
+        text = "".join(traceback.format_exception(failure.error))
+        kept._handle_failure(text, pipe, job.worker_name or "")
+        pipe.execute()
 
 
 def leave(job: Job, error: JobTaken) -> None:
@@ -459,19 +532,12 @@ def settle_failures(
     told_by_rq = alone and OwnWorker.application is None  # RQ's own workers log the error that a job raises
     for failure in failures:
         alarm.allow(handling.job_timeout)  # it has rung already where the message took too long
-        last = attempt >= handling.retry.attempts and not is_passing(failure.error)
-        where = place(failure.record) if failure.record else handling.topic
+        last = handling.retry.ends(attempt, failure.error)
         details = about(failure.record, handling.group) if failure.record else {"topic": handling.topic}
-        if not last:
-            then = "to be tried again"
-        else:
-            then = f"goes to {handling.dead_letter}" if handling.dead_letter else "stays in RQ's failed jobs"
-        hint = "; job_timeout= gives it longer" if isinstance(failure.error, JobTimeoutException) else ""
         app.events.notice_error(
             "failed",
             failure.error,
-            message=f"{where} failed, attempt {attempt} of {handling.retry.attempts}, {then}: "
-            f"{type(failure.error).__name__}: {failure.error}{hint}",
+            message=_what_failed(handling, failure, attempt, last=last),
             traceback=attempt == 1 and not isinstance(failure.error, FlowkitError) and not told_by_rq,
             **details,
             attempt=attempt,
@@ -480,22 +546,50 @@ def settle_failures(
         if failure.record is not None:
             handling.failed(failure.record, failure.error, attempt, failure.record.received, last=last)
             _settle_submitted(app, alarm)
-        if not (last and handling.dead_letter and failure.record is not None):
-            rest.append(failure)
-            continue
-        alarm.allow(FLUSH_TIMEOUT + 10)
-        try:
-            app.producer.send_all([handling.dead(failure.record, failure.error, attempt)])
-        except ShutDownImminentException:
-            raise
-        except Exception as problem:
-            message = f"the dead letter of {where} could not be sent: {problem}"
-            app.events.notice_error("delivery", problem, message=message, topic=handling.dead_letter)
-            rest.append(failure._replace(error=problem) if is_passing(problem) else failure)
+        if last and handling.on_poison == "skip":
+            record = failure.record or PlainRecord._make(failure.entry)
+            app.events.notice_error("skipped", failure.error, **handling.skipped(record, failure.error, attempt))
+        elif last and handling.on_poison == "dead_letter" and failure.record is not None:
+            rest += _bury(app, handling, failure, failure.record, attempt, alarm)
         else:
-            app.events.notice("dead", **details, attempt=attempt, dead_letter=handling.dead_letter)
+            rest.append(failure)
     alarm.allow(FLUSH_TIMEOUT + 10)
     return rest
+
+
+def _what_failed(handling: Handling, failure: Failure, attempt: int, *, last: bool) -> str:
+    where = place(failure.record) if failure.record else handling.topic
+    if not last:
+        then = "to be tried again"
+    elif handling.on_poison == "skip":
+        then = "it is skipped"
+    elif handling.dead_letter:
+        then = f"goes to {handling.dead_letter}"
+    else:
+        then = "stays in RQ's failed jobs"
+    hint = "; job_timeout= gives it longer" if isinstance(failure.error, JobTimeoutException) else ""
+    what = f"{where} failed, attempt {attempt} of {handling.retry.attempts}, {then}"
+    return f"{what}: {type(failure.error).__name__}: {failure.error}{hint}"
+
+
+def _bury(
+    app: Flowkit, handling: Handling, failure: Failure, record: PlainRecord, attempt: int, alarm: Alarm
+) -> list[Failure]:
+    """Sends a dead letter. Gives the failure as it goes on if that does not succeed, else nothing."""
+    alarm.allow(2 * FLUSH_TIMEOUT + 10)
+    try:
+        send_letter(app.producer, handling.dead(record, failure.error, attempt))
+    except ShutDownImminentException:
+        raise
+    except Exception as problem:
+        message = f"the dead letter of {place(record)} could not be sent: {problem}"
+        app.events.notice_error("delivery", problem, message=message, topic=handling.dead_letter)
+        return [failure._replace(error=problem) if is_passing(problem) else failure]
+    details = about(record, handling.group)
+    app.events.notice("dead", **details, attempt=attempt, dead_letter=handling.dead_letter)
+    if (limit := handling.count_dead()) is not None:
+        OwnWorker.halt(limit)
+    return []
 
 
 def _settle_submitted(app: Flowkit, alarm: Alarm) -> None:

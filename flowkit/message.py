@@ -156,12 +156,15 @@ class Message:
 
     @property
     def timestamp(self) -> datetime:
-        """When the message was made, by its producer's or its broker's clock; aware, in UTC."""
-        return datetime.fromtimestamp(self._record.timestamp / 1000, UTC)
+        """When the message was made, by its producer's or its broker's clock; aware, in UTC.
+
+        Kafka takes any number for it: one beyond the years 1 to 9999 is given as their first or last moment.
+        """
+        return _moment(self._record.timestamp / 1000)
 
     @property
     def received_at(self) -> datetime:
-        return datetime.fromtimestamp(self._received, UTC)
+        return _moment(self._received)
 
     @property
     def group(self) -> str:
@@ -177,6 +180,13 @@ class Message:
 
     def __repr__(self) -> str:
         return f"<Message {place(self._record)} attempt {self._attempt}>"
+
+
+def _moment(seconds: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):  # OSError: of some systems' C library
+        return (datetime.max if seconds > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 class Abort(BaseException):

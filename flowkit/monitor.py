@@ -28,7 +28,7 @@ LEVELS = {
 }
 """The events of ``notice``, and the level of their log lines."""
 
-TROUBLE = ("failed", "delivery", "queue", "broker", "topics", "stop")
+TROUBLE = ("failed", "skipped", "delivery", "queue", "broker", "topics", "unreadable", "gone", "stop")
 """The events of ``notice_error``."""
 
 EVENTS = (*LEVELS, *TROUBLE)
@@ -58,15 +58,16 @@ class Monitor:
             self._call(event, details)
 
     def notice_error(self, event: str, error: BaseException, **details: Any) -> None:
-        """Something failed: logs it, and calls ``failed`` where it was an attempt of a message.
+        """Something failed: logs it, and calls ``failed`` where it was an attempt of a message, ``skipped`` for one that is.
 
         Other events are ``delivery`` (Kafka did not take a message), ``queue`` (Redis did not), ``broker``, ``topics`` (one is
-        missing) and ``stop``. ``message`` is the text of the log line, ``traceback`` whether it has one.
+        missing), ``unreadable`` (a record is broken), ``gone`` (messages were deleted before they were read) and ``stop``.
+        ``message`` is the text of the log line, ``traceback`` whether it has one.
         """
         text = details.pop("message", None) or f"{event} failed {_words(details)}: {type(error).__name__}: {error}"
         traceback = error if details.pop("traceback", False) else None
         self.logger.error(text, exc_info=traceback, extra=_extra(event, details))
-        if event == "failed":
+        if event in ("failed", "skipped"):
             self._call(event, {"error": error, **details})
 
     def _call(self, event: str, details: dict[str, Any]) -> None:
@@ -120,6 +121,19 @@ class Monitor:
         self, *, topic: str, partition: int, offset: int, group: str, attempt: int, dead_letter: str | None
     ) -> None:
         """A message failed every attempt: it went to the topic ``dead_letter``, or (None) stays in RQ's FailedJobRegistry."""
+
+    def skipped(
+        self,
+        *,
+        error: BaseException,
+        topic: str,
+        partition: int,
+        offset: int,
+        group: str,
+        attempt: int,
+        key: bytes | None,
+    ) -> None:
+        """A message failed every attempt and was passed over, because its route says ``on_poison="skip"``."""
 
     def recovered(self, *, message: str, group: str, failures: int | None = None) -> None:
         """What had failed works again."""

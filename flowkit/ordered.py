@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
-import zlib
 from typing import TYPE_CHECKING
 
-from rq import Queue
-from rq.job import Job, JobStatus
-from rq.utils import now
+from rq.job import Job
 
 from .alarm import Alarm
 from .dispatch import Handling
-from .errors import QueueError, is_passing
-from .jobs import NOTE_EVERY, Failure, Messages, OwnWorker, leave, next_attempt, settle_failures, tell_end
+from .errors import QueueError
+from .jobs import NOTE_EVERY, Failure, Messages, OwnWorker, keep, leave, next_attempt, settle_failures, tell_end
 from .progress import NOTHING, JobTaken
-from .queues import BACK, PERFORM, RUNS, Envelope, Parcel, Writer, make_jobs
+from .queues import BACK, RUNS, Envelope, Parcel, Writer
 from .shards import Begun, Shard, make_ticket, ticket_timeout
 
 if TYPE_CHECKING:
@@ -128,8 +124,8 @@ class _Run:
         if not rest:
             return None
         error = rest[0].error
-        if attempt >= handling.retry.attempts and not is_passing(error):
-            self._keep(rest[0], attempt)
+        if handling.retry.ends(attempt, error):
+            keep(self.app, handling, self.job, rest[0], attempt)
             tell_end(self.app, handling, rest[0], attempt, None)
             return None
         delay = handling.retry.delay(attempt)
@@ -146,27 +142,3 @@ class _Run:
         following = self.shard.note(self.done, self.attempt, finished, pop=pop, topic=self.handling.topic, took=took)
         if pop:
             self.pack = following
-
-    def _keep(self, failure: Failure, attempt: int) -> None:
-        """Puts a message that is given up among RQ's failed jobs, alone: there it is no part of the order any more.
-
-        Killed before the shard knows, this ticket does the same again; the job's id is the same then.
-        """
-        app, queue = self.app, self.shard.queue
-        (made,) = make_jobs(app.reference, self.handling, queue, [tuple(failure.entry)], size=1, attempt=attempt)
-        name = f"{made.id.rpartition('-')[0]}-{zlib.crc32(self.job.id.encode()):08x}"
-        job = Queue(queue, connection=self.job.connection, serializer=Envelope).create_job(
-            PERFORM,
-            args=made.args,
-            job_id=name,
-            description=made.description,
-            timeout=made.timeout,
-            result_ttl=self.job.result_ttl,
-            retry=RUNS,
-            status=JobStatus.FAILED,
-        )
-        job.ended_at = now()
-        with self.job.connection.pipeline() as pipe:
-            text = "".join(traceback.format_exception(failure.error))
-            job._handle_failure(text, pipe, self.job.worker_name or "")
-            pipe.execute()

@@ -130,7 +130,7 @@ def _struct(parser: Any, annotation: Any) -> Decode:
             if json and value is not None:
                 return read(value)
             return msgspec.convert(None if value is None else parse(value), annotation)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise PayloadError(f"does not fit {getattr(annotation, '__name__', annotation)}: {error}") from error
 
     return decode

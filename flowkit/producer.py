@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from .clients import MakeProducer, ProducerClient
 from .errors import BrokerUnavailable, DeliveryError
 from .parsers import Json, Parser, for_topic
 from .responses import Response, response
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .clients import MakeProducer, ProducerClient, TransactionalClient
 
 logger = logging.getLogger(__name__)
 
@@ -288,6 +290,14 @@ class Producer:
                 client.close(0)
             except Exception as error:  # it is given up because it does not work
                 logger.debug("closing a producer failed: %r", error)
+
+    def transactional(self, transactional_id: str) -> TransactionalClient:
+        """A new client for transactions. It belongs to the caller, who closes it, and is given to ``start``.
+
+        Raises ``BrokerUnavailable`` and ``ConfigurationError``.
+        """
+        client: Any = self._make(self._settings(), transactional_id=transactional_id)
+        return client  # type: ignore[no-any-return]
 
     def claim(self) -> None:
         """Gives this thread a client of its own: a consumer's must not suffer from what another group sends."""

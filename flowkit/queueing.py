@@ -139,6 +139,8 @@ class Queueing:
         refused = set(self._sought)  # these were polled before, and are read from elsewhere now
         try:
             for partition, records in batch.items():
+                if partition in loop.left:  # while the hooks of another one took long
+                    continue
                 track = loop.track(partition)
                 if partition in refused:
                     continue
@@ -159,7 +161,10 @@ class Queueing:
                     if track.done is not None and records[0].offset < track.done:
                         self._start_anew(track, partition, records[0].offset)
                 passed: dict[str, list[Entry]] = {}
-                count, error = self._admit(track, records, passed)
+                with loop.loan:
+                    count, error = self._admit(track, records, passed)
+                if partition in loop.left:
+                    continue
                 admitted[partition] = passed
                 counts[partition] = count
                 if count:
@@ -169,11 +174,15 @@ class Queueing:
                     moved[partition] = records[count].offset
                 elif count < len(records):
                     loop.client.seek(partition, records[count].offset)
+            for partition in admitted.keys() & loop.left.keys():
+                for found in (admitted, moved, failed, counts):
+                    found.pop(partition, None)
             if self.intake is not None:
                 safe = {p: loop.tracks[p].done for p in moved} if self.ahead is not None else None
                 waiting, lost = self.intake.put(admitted, moved, safe)
         except (RedisUnavailable, ShardsOccupied) as error:
-            self._redis_is_down(error, {p: records[0].offset for p, records in batch.items() if p not in refused})
+            again = {p: rs[0].offset for p, rs in batch.items() if p not in refused and p not in loop.left}
+            self._redis_is_down(error, again)
             return
         if moved and self.ahead is None:  # else its answer to whether it is safe says so
             self._redis_answers()
@@ -182,10 +191,14 @@ class Queueing:
                 self._go_back(partition, lost.get(partition, batch[partition][0].offset))
             return
         for partition, offset in moved.items():
+            if partition in loop.left:  # while a hook of another one took long
+                continue
             track = loop.tracks[partition]
             with self._as_queued(partition, track):
                 track.done = offset
                 loop.since_commit += counts[partition]
+                if counts[partition]:
+                    loop.handlings[partition.topic].dead_in_a_row = 0
                 loop.tell_consumed(partition, counts[partition])
                 if partition in failed:
                     record, problem = failed[partition]
@@ -227,6 +240,11 @@ class Queueing:
         self.loop.client.seek(partition, 0)
         track.done = track.committed = None
         self._start_anew(track, partition, 0)
+
+    def made_anew(self, partition: Partition, track: Track) -> None:
+        """The topic is another one of its name by now: it is read from its first message on."""
+        if partition not in self._unmarked:
+            self._read_another(track, partition)
 
     def _go_back(self, partition: Partition, offset: int) -> None:
         track = self.loop.track(partition)

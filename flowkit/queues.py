@@ -9,8 +9,11 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import pickle
-import secrets
+import resource
+import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +24,7 @@ from rq.job import Job, JobStatus
 from rq.registry import ScheduledJobRegistry
 from rq.utils import utcformat
 
+from .brief import brief
 from .dispatch import Entry, Handling
 from .errors import QueueError, RedisUnavailable
 
@@ -40,6 +44,12 @@ RESULT_TTL = 60
 
 MOST_BYTES = 1024 * 1024
 """Bytes of one job above which its messages are divided, as long as it has more than one."""
+
+MOST_UNPACKED = 128 * 1024 * 1024
+"""Bytes of a job that RQ has packed; a few of them could become so many that they fill the memory."""
+
+ROOM = 256 * 1024 * 1024
+"""Bytes of memory that reading a job may take, besides a multiple of its size: its pickle may ask for any number."""
 
 BACK, FRONT = "", "front"
 """The ends of a queue where a job may be put."""
@@ -102,7 +112,8 @@ def known_queues(connection: redis.Redis, application: str) -> set[str]:
 class Envelope:
     """RQ's job data as a plain ``rq worker`` reads it, which is pickle, but made of texts, bytes and numbers only.
 
-    Reading it here refuses everything else, so a worker of flowkit never runs what somebody wrote into Redis.
+    Reading it here refuses everything else, so a worker of flowkit never runs what somebody wrote into Redis. Whatever is
+    there: ``loads`` gives data or raises ``QueueError``, and imports and calls nothing.
     """
 
     class _DataOnly(pickle.Unpickler):
@@ -120,11 +131,68 @@ class Envelope:
 
     @classmethod
     def loads(cls, data: bytes) -> Any:
-        value = cls._DataOnly(io.BytesIO(data)).load()
+        try:
+            with _bounded(ROOM + 16 * len(data)):
+                value = cls._DataOnly(io.BytesIO(data)).load()
+        except UNREADABLE as error:
+            why = str(error)[:120] or type(error).__name__
+            raise QueueError(f"a job is not written as flowkit's and RQ's are: {why}") from error
         if value is None or isinstance(value, dict) or _is_call(value):  # a result, a job's meta, or its data
             return value
         asked = value[0] if isinstance(value, tuple) and value else type(value)
-        raise QueueError(f"a job asks for {str(asked)[:120]}; flowkit's jobs call {PERFORM} and nothing else")
+        asked = asked if isinstance(asked, str) and len(asked) <= 120 else brief(asked)
+        raise QueueError(f"a job asks for {asked}; flowkit's jobs call {PERFORM} and nothing else")
+
+
+UNREADABLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+)
+"""What ``pickle`` raises for data that is no pickle, or an impossible one."""
+
+_bounding = threading.Lock()
+
+
+@contextlib.contextmanager
+def _bounded(room: int) -> Iterator[None]:
+    """Within it the process cannot grow by more than ``room`` bytes: an allocation beyond raises ``MemoryError``. On Linux;
+    elsewhere it does nothing.
+    """
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            size = int(statm.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        yield
+        return
+    with _bounding:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        least = min(limit for limit in (size + room, soft) if limit != resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_AS, (least, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def unpacked(data: bytes) -> bytes:
+    """A field of a job as it was before RQ packed it, or as it is if it is not packed. Raises ``QueueError`` where it would be
+    more than ``MOST_UNPACKED`` bytes.
+    """
+    stream = zlib.decompressobj()
+    try:
+        found = stream.decompress(data, MOST_UNPACKED + 1)
+    except zlib.error:
+        return data  # the consumer leaves it as it is
+    if len(found) > MOST_UNPACKED:
+        raise QueueError(f"a job of {len(data):,} bytes would have more than {MOST_UNPACKED:,} bytes when unpacked")
+    return found if stream.eof else data
 
 
 def _is_call(value: object) -> bool:
@@ -160,13 +228,14 @@ class Parcel(NamedTuple):
                 return cls(reference, topic, 0, [], entries[0])
             sound = isinstance(reference, str) and isinstance(attempt, int) and isinstance(entries, list)
             for entry in entries if sound else ():
-                named, partition, offset, _, _, _, _, _ = entry
-                if named != topic or type(partition) is not int or type(offset) is not int:
+                named, partition, offset, timestamp, _, _, _, received = entry
+                typed = type(partition) is type(offset) is type(timestamp) is int and type(received) is float
+                if named != topic or not typed or not 0 <= partition < 2**31 or not 0 <= offset < 2**63:
                     sound = False
         except (TypeError, ValueError):
             sound = False
         if not sound:
-            raise QueueError(f"this job is not one of flowkit's: {str(args)[:120]}")
+            raise QueueError(f"this job is not one of flowkit's: {brief(args)}")
         return cls(reference, topic, attempt, entries)
 
 
@@ -240,7 +309,7 @@ def _offsets(entries: list[Entry]) -> dict[int, tuple[int, int]]:
 
 def job_id(name: str) -> str:
     """An id that begins with ``name``, as RQ takes it, and is that of no other job."""
-    return f"{name.replace('_', '__').replace('.', '_d')}-{secrets.token_hex(4)}"  # RQ refuses the dot
+    return f"{name.replace('_', '__').replace('.', '_d')}-{os.urandom(4).hex()}"  # RQ refuses the dot
 
 
 # How a job is written. Many go to Redis in one call of a script, together with what must move with them.

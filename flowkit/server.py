@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from .clients import MakeConsumer
 from .consumer import Consumer
 from .coroutines import LOOP_THREAD
 from .dispatch import Handling
-from .errors import ConfigurationError, RedisUnavailable
+from .errors import ConfigurationError, RedisUnavailable, Stopped
 from .health import Doors, Health, Part
 from .settings import unknown_name
 
@@ -57,7 +57,7 @@ class Server:
         self._failed = False
         self._refused: ConfigurationError | None = None
         self._signalled = False
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
 
     def run(self) -> int:
         """Consumes until SIGTERM or SIGINT; a second signal ends the process at once. Gives the exit code.
@@ -74,7 +74,7 @@ class Server:
                 raise ConfigurationError(
                     f"{app.reference or repr(app)} has no topics; register a handler with @app.topic(...)"
                 )
-            doors = Doors(self.health, app.settings.health, self._on_ready)
+            doors = Doors(self.health, app.settings.health, self._on_ready, app.settings.health_file)
         except BaseException:
             app.stop()
             raise
@@ -181,6 +181,9 @@ class Server:
             logger.error("group %s stops: %s", consumer.group, error)
             self._failed = True
             self._refused = error
+        except Stopped as error:
+            logger.error("group %s stops, and the application with it: %s", consumer.group, error)
+            self._failed = True
         except BaseException:
             logger.exception("group %s stops: its loop failed", consumer.group)
             self._failed = True
@@ -205,13 +208,13 @@ class Server:
 
     def health(self) -> Health:
         """How each group is, for systemd and probes: ready when it knows its partitions, alive while its loop turns."""
-        limit = self.app.settings.kafka.max_poll_interval
+        limit = self.app.settings.stuck_after
         parts = []
         for consumer in self._consumers:
             name = f"group {consumer.group}"
             idle = time.monotonic() - consumer.turned_at
             if idle >= limit:
-                parts.append(Part(name, f"has not polled for {idle:.0f} s", alive=False))
+                parts.append(Part(name, f"has not turned for {idle:.0f} s", alive=False))
             elif not consumer.joined:
                 lost = (
                     "has lost touch with its broker" if consumer.tracks else "has not been given its partitions yet"
@@ -223,23 +226,52 @@ class Server:
         return Health(tuple(parts), stopping=self._stopping)
 
     def _watch(self) -> None:
-        """Says where a loop is stuck, once each time, before the group counts it out."""
+        """Looks after the loops that do not turn: lets somebody poll for them meanwhile; says, once each time, that the message
+        in hand takes long, and later where everything stands.
+        """
+        settings = self.app.settings
         for consumer, thread in zip(self._consumers, self._threads, strict=True):
-            limit = self.app.settings.kafka.max_poll_interval
             idle = time.monotonic() - consumer.turned_at
-            if idle < limit:
-                self._told.discard(consumer.group)
-            elif consumer.group not in self._told:
-                self._told.add(consumer.group)
+            in_time = idle < settings.kafka.max_poll_interval or consumer.loan.is_kept
+            kept = idle >= consumer.longest_batch and thread.is_alive() and consumer.loan.keep() and in_time
+            if self._is_new(consumer, "poll", idle >= settings.kafka.max_poll_interval):
+                self._tell_slow(consumer, thread, idle, kept=kept)
+            if self._is_new(consumer, "stuck", idle >= settings.stuck_after):
                 logger.error(
-                    "group %s has not polled for %.0f s, longer than kafka.max_poll_interval (%g s): the broker gives its"
-                    " partitions to others, and its messages come again. Raise kafka.max_poll_interval, or let RQ do"
-                    " the work (inline=False). It is at:\n%s",
+                    "group %s has not turned for %.0f s, longer than stuck_after (%g s): from now on this process says that it"
+                    " is dead. If a message may take so long, raise stuck_after. All threads:\n%s",
                     consumer.group,
                     idle,
-                    limit,
-                    _stack(thread),
+                    settings.stuck_after,
+                    _stacks(threading.enumerate()),
                 )
+
+    def _is_new(self, consumer: Consumer, what: str, true: bool) -> bool:
+        """Whether something is true of a loop that was not when it was looked at before."""
+        key = (consumer.group, what)
+        if not true:
+            self._told.discard(key)
+        elif key not in self._told:
+            self._told.add(key)
+            return True
+        return False
+
+    def _tell_slow(self, consumer: Consumer, thread: threading.Thread, idle: float, *, kept: bool) -> None:
+        then = (
+            "its partitions are kept meanwhile, and paused"
+            if kept
+            else "the broker gives its partitions to others, and its messages come again"
+        )
+        logger.log(
+            logging.WARNING if kept else logging.ERROR,
+            "group %s has not polled for %.0f s, longer than kafka.max_poll_interval (%g s): %s. Raise"
+            " kafka.max_poll_interval, or let RQ do the work (inline=False). It is at:\n%s",
+            consumer.group,
+            idle,
+            self.app.settings.kafka.max_poll_interval,
+            then,
+            _stack(thread),
+        )
 
     def _join(self, doors: Doors) -> bool:
         """Waits for every loop to end, for ``shutdown_timeout`` seconds in all."""
@@ -274,7 +306,10 @@ def _look_at_durability(job_queue: JobQueue) -> None:
 
 def _stack(thread: threading.Thread) -> str:
     """Where a thread is, and where the coroutines' thread is, for which it may be waiting."""
-    threads = [thread, *(other for other in threading.enumerate() if other.name == LOOP_THREAD)]
+    return _stacks([thread, *(other for other in threading.enumerate() if other.name == LOOP_THREAD)])
+
+
+def _stacks(threads: Iterable[threading.Thread]) -> str:
     frames = sys._current_frames()
     found = [(other.name, frames.get(other.ident or 0)) for other in threads]
     return "\n".join(f"[{name}]\n{''.join(traceback.format_stack(f)[-16:])}" for name, f in found if f) or "(ended)"

@@ -6,7 +6,6 @@ and responder check, all by the code that runs in production.
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -92,6 +91,7 @@ class Call(_Outbox):
         self.error: Exception | None = None
         self.attempts = 0
         self.dead_letter: Sent | None = None
+        self.skipped = False
         self.followed: list[Call] = []
 
     def _everything(self) -> list[Sent]:
@@ -169,7 +169,8 @@ class Client(_Outbox):
         """One message through the handler of ``topic``; ``value`` is written by the route's parser, None is a tombstone.
 
         Raises what the handler or the check raised. With ``raise_errors=False`` the message is tried again as often as
-        the route's ``Retry`` says, without waiting, and the last error is in ``call.error``. See ``SendOptions``.
+        the route's ``Retry`` says, without waiting, and the last error is in ``call.error``; ``call.dead_letter`` is its dead
+        letter, and ``call.skipped`` says whether it would be passed over. See ``SendOptions``.
         """
         data = None if value is None else self.app.handling(topic).parser.generate(value)
         return self._send(topic, data, **options)
@@ -230,11 +231,11 @@ class Client(_Outbox):
                 call.queue = message.queue or handling.queue
             return entry
 
-        # In the consumer, where a message without a dead letter is tried for ever.
-        entry = self._try(handling, record, call, attempts, admit, last=None if handling.dead_letter else False)
+        # In the consumer, where a message without an end is tried for ever.
+        entry = self._try(handling, record, call, attempts, admit, ends=handling.on_poison is not None)
         if entry is None or call.worker is not None:
             return None
-        entry = pickle.loads(pickle.dumps(entry))  # noqa: S301 - our own
+        entry = _through_redis(handling, entry)
         return self._try(
             handling,
             handling.record(entry),
@@ -250,7 +251,8 @@ class Client(_Outbox):
         call: Call,
         attempts: int,
         step: Callable[[Record, int, float], T],
-        last: bool | None = None,
+        *,
+        ends: bool = True,
     ) -> T | None:
         """What ``step`` gives at the first attempt that does not fail; None if every one did, or if it was aborted."""
         for attempt in range(1, attempts + 1):
@@ -264,12 +266,16 @@ class Client(_Outbox):
             except (Exception, SystemExit) as raised:
                 error = as_failure(raised)
                 call.error = error
-                handling.failed(record, error, attempt, received, last=last)
+                ended = handling.retry.ends(attempt, error)
+                handling.failed(record, error, attempt, received, last=ended and ends and handling.has_end)
                 if is_passing(error):
                     return None  # in production it would wait: no attempt, and no dead letter
+                if ended:
+                    break
             else:
                 call.error = None
                 return result
+        call.skipped = handling.on_poison == "skip"
         if handling.dead_letter is not None and call.error is not None:
             call.dead_letter = Sent(handling.dead(record, call.error, call.attempts), handling.parser)
         return None
@@ -288,6 +294,15 @@ class Client(_Outbox):
                         follow=True,
                     )
                 )
+
+
+def _through_redis(handling: Handling, entry: Entry) -> Entry:
+    """An entry as it comes back from the job that it is written into."""
+    from .queues import PERFORM, Envelope, Parcel
+
+    data = Envelope.dumps((PERFORM, None, ("", handling.topic, 1, [entry]), {}))
+    (read,) = Parcel.of(Envelope.loads(data)[2]).entries
+    return read
 
 
 def _text(value: bytes | None) -> str | bytes | None:

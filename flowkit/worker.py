@@ -4,6 +4,7 @@ a heart that beats during it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -18,7 +19,7 @@ import orjson
 import redis
 from redis.client import Pipeline
 from rq import Queue, SimpleWorker
-from rq.exceptions import StopRequested
+from rq.exceptions import NoSuchJobError, StopRequested
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.job_lifecycle import call_exception_handlers
@@ -53,6 +54,9 @@ EASE = 5.0
 
 RETIRED = 3
 """The exit code of a process that has done as many jobs as it was to do, so that another takes its place."""
+
+HALTED = 4
+"""That of one after whose job the others are to end as well."""
 
 TAKE = """
 if redis.call('exists', KEYS[3]) == 1 then return 'suspended' end
@@ -190,8 +194,8 @@ class Worker(SimpleWorker):
                 self._state = WorkerStatus.BUSY
                 continue
             job_id, fields = taken
-            if fields:  # else it was deleted meanwhile; RQ passes over such ones too
-                job = self.job_class(job_id.decode(), connection=self.connection, serializer=self.serializer)
+            job = self.job_class(job_id.decode(), connection=self.connection, serializer=self.serializer)
+            with contextlib.suppress(NoSuchJobError):  # it was deleted meanwhile; RQ passes over such ones too
                 job.restore(dict(zip(fields[::2], fields[1::2], strict=True)))
                 return job, queue
         self._state = WorkerStatus.IDLE
@@ -209,6 +213,8 @@ class Worker(SimpleWorker):
                 self.perform_job(job, queue, execution)
             finally:
                 self._in_hand = None
+        if OwnWorker.halted is not None:
+            self._stop_requested = True
         self.executed += 1
         self._state = WorkerStatus.IDLE  # in Redis too, once there is no next job
 
@@ -290,7 +296,7 @@ class Worker(SimpleWorker):
 
 def run_worker(app: Flowkit, queue: str, *, burst: bool = False, max_jobs: int | None = None) -> int:
     """Works on one queue in this process until SIGTERM or SIGINT, with ``burst`` until it is empty, with ``max_jobs`` until it
-    has done so many. Gives the exit code: ``RETIRED`` for the last.
+    has done so many. Gives the exit code: ``RETIRED`` for the last, ``HALTED`` where all processes are to end.
     """
     app.start()
     OwnWorker.application = app
@@ -307,6 +313,9 @@ def run_worker(app: Flowkit, queue: str, *, burst: bool = False, max_jobs: int |
         )
         worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
     app.stop()
+    if OwnWorker.halted is not None:
+        logger.error("the worker of queue %s stops, and the others with it: %s", queue, OwnWorker.halted)
+        return HALTED
     if worker.forced:
         return 1
     if burst or worker._stop_requested or worker._shutdown_requested_date:

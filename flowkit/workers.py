@@ -20,7 +20,7 @@ from .errors import FlowkitError, RedisUnavailable
 from .health import Doors, Health, Part
 from .queues import connect, known_queues, redis_errors, route_queues
 from .retry import Retry
-from .worker import RETIRED, Worker, run_worker
+from .worker import HALTED, RETIRED, Worker, run_worker
 
 if TYPE_CHECKING:
     from .app import Flowkit
@@ -118,7 +118,7 @@ class Workers:
             self._seat(queue)
         for end in self._signs:
             os.set_blocking(end, False)
-        with Doors(self.health, settings.health, self._on_ready) as doors:
+        with Doors(self.health, settings.health, self._on_ready, settings.health_file) as doors:
             self._doors = doors
             self._look_after(connection, doors)
         return self._code
@@ -229,6 +229,9 @@ class Workers:
             lived = time.monotonic() - self._forked_at.pop(pid)
             self._seen_at.pop(pid, None)
             code = os.waitstatus_to_exitcode(status)
+            if code == HALTED and not self._stopping:
+                self._stopping = True
+                self._pass_on(signal.SIGTERM)
             if self._stopping or self.burst:
                 self._code = self._code or int(code not in (0, RETIRED))
                 self._ended.add(seat)

@@ -16,6 +16,7 @@ from .base import cli, version_of
 from .cluster import lag, topics
 from .completing import words_with_colons
 from .console import console
+from .dead import dead
 from .dev import dev
 from .install import install
 from .running import run, stop, worker
@@ -36,6 +37,7 @@ cli.command()(routes)
 cli.command()(flow)
 cli.command()(topics)
 cli.command()(lag)
+cli.add_typer(dead)
 cli.command()(info)
 cli.command()(console)
 cli.command()(web)

@@ -167,7 +167,7 @@ def _names(reference: str) -> dict[str, list[str]]:
             group = options.get("group") or (f"{application}_{first}" if application and first else None)
             dead_letter, queue = options.get("dead_letter"), options.get("queue")
             for kind, name in (("route", first), ("topic", dead_letter), ("group", group), ("queue", queue)):
-                if name:
+                if name and "{" not in name:
                     found[kind].add(name)
             if "queue" not in options and not any(k.arg in ("inline", "worker") for k in call.keywords):
                 found["queue"].add("default")

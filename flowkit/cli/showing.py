@@ -41,6 +41,7 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
                     "group": handling.group,
                     "handler": handling.route.name,
                     "inline": handling.inline,
+                    "transactional": handling.transactional,
                     "queue": None if handling.inline or handling.worker else queue_name(handling),
                     "worker": name_of(handling.worker) if handling.worker else None,
                     "parser": name_of(handling.parser),
@@ -49,6 +50,7 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
                     "attempts": handling.retry.attempts,
                     "retry": str(handling.retry),
                     "dead_letter": handling.dead_letter,
+                    "on_poison": handling.on_poison,
                 }
                 for topic, handling in handlings
             ]
@@ -63,7 +65,7 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
                 "RUNS": runs(handling),
                 "GROUP": handling.group,
                 "ATTEMPTS": str(handling.retry.attempts),
-                "DEAD LETTER": handling.dead_letter or "",
+                "DEAD LETTER": handling.dead_letter or (f"({handling.on_poison})" if handling.on_poison else ""),
                 "RESPONDER": name_of(handling.route.responder) if handling.route.responder else "",
                 "PARSER": name_of(handling.parser),
                 "INTERCHANGER": name_of(handling.interchanger),

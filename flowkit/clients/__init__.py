@@ -1,7 +1,7 @@
-"""What flowkit needs of a Kafka client, as two small protocols. ``kafka_python`` and ``memory`` have them.
+"""What flowkit needs of a Kafka client, as three small protocols. ``kafka_python`` and ``memory`` have them.
 
-A consumer client is used by one thread. After any exception but ``CommitRefused`` it is thrown away and a new one is made;
-``ConfigurationError`` says that a new one would fare no better.
+A consumer client is used by one thread at a time. After any exception but ``CommitRefused`` and ``Unreadable`` it is thrown
+away and a new one is made; ``ConfigurationError`` says that a new one would fare no better.
 """
 
 from __future__ import annotations
@@ -32,15 +32,24 @@ class Rebalance(Protocol):
     def lost(self, partitions: Sequence[Partition]) -> None:
         """These partitions went to somebody else some time ago; nothing can be committed for them."""
 
+    def moved(self, partition: Partition, before: int, after: int) -> None:
+        """The broker does not have the message at the offset ``before``: the next one that comes is at ``after``."""
+
 
 class ConsumerClient(Protocol):
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None: ...
 
     def poll(self, timeout: float, most: int = 500) -> Mapping[Partition, Sequence[Record]]:
-        """The next records per partition, in order, ``most`` in all; waits for the first up to ``timeout`` seconds."""
+        """The next records per partition, in order, ``most`` in all; waits for the first up to ``timeout`` seconds.
+
+        Raises ``Unreadable``, and ``Stopped`` where the options say that it may not choose where to go on.
+        """
 
     def joined(self) -> bool:
         """Whether this is a member of its group and knows its partitions, of which there may be none."""
+
+    def in_touch(self) -> bool:
+        """Whether it knows a broker that answers for its group."""
 
     def commit(self, offsets: Offsets) -> None:
         """Raises ``CommitRefused`` where the group has moved on: the messages will come again, to somebody."""
@@ -49,8 +58,17 @@ class ConsumerClient(Protocol):
 
     def end_offset(self, partition: Partition) -> int: ...
 
+    def membership(self) -> Any:
+        """Who this is in its group now: what a transaction proves its offsets with.
+
+        Raises ``CommitRefused`` where it is no member.
+        """
+
     def topic_id(self, topic: str) -> str | None:
         """What tells a topic from a later one of the same name; None where the brokers do not say."""
+
+    def position(self, partition: Partition) -> int | None:
+        """The offset that the next poll goes on from; None where that is not known yet. Asks nobody."""
 
     def pause(self, partition: Partition) -> None: ...
 
@@ -88,9 +106,45 @@ class ProducerClient(Protocol):
     def close(self, timeout: float) -> None: ...
 
 
+class TransactionalClient(ProducerClient, Protocol):
+    """What it sends between ``begin`` and ``commit`` counts together with the group's offsets, or not at all.
+
+    After any failure it is thrown away; the next one with the same id ends the transaction that this one left open.
+    """
+
+    def begin(self) -> None:
+        """Raises ``DeliveryError`` if this client is of no more use."""
+
+    def commit(self, offsets: Offsets, membership: Any) -> None:
+        """Commits what was sent, and these offsets. ``outcome`` has been asked for every delivery before.
+
+        Raises ``DeliveryError`` or ``CommitRefused`` where nothing was committed, and ``InDoubt`` where nobody can say.
+        """
+
+
 class CommitRefused(Exception):
     """The group has moved on since the messages were read."""
 
 
+class Unreadable(Exception):
+    """What the broker gave of a partition cannot be read: a broken checksum, an unknown compression.
+
+    It begins at ``offset``; what comes behind it begins at ``following``, where that is known. The next poll of the partition
+    tries again.
+    """
+
+    def __init__(self, partition: Partition, offset: int, following: int | None, reason: Exception) -> None:
+        self.partition = partition
+        self.offset = offset
+        self.following = following
+        self.reason = reason
+        super().__init__(f"{partition.topic}[{partition.partition}]@{offset}: {reason!r}")
+
+
+class InDoubt(Exception):
+    """Whether a transaction was committed is not known: only the group's offsets can tell."""
+
+
 MakeConsumer = Callable[[Settings, str], ConsumerClient]
-MakeProducer = Callable[[Settings], ProducerClient]
+MakeProducer = Callable[..., ProducerClient]
+"""Called with the settings; and with ``transactional_id=...`` for a ``TransactionalClient``."""

@@ -17,12 +17,15 @@ from kafka import errors as kafka_errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.partitioner import murmur2
 from kafka.partitioner.sticky import StickyPartitioner
+from kafka.serializer import Serializer
 from kafka.structs import MemberState
 
-from ..errors import ConfigurationError, DeliveryError, FlowkitError
-from ..message import HeaderPairs, Partition, Record
+from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError, Displaced, MessagesGone, Stopped
+from ..message import HeaderPairs, Partition, Record, places
 from ..settings import Settings
 from . import CommitRefused, Offsets, Rebalance
+from .kafka_assigning import assignors, bind
+from .kafka_fetching import tell
 from .kafka_opening import Door, open_client
 from .kafka_options import CONSUMER, PRODUCER, client_options
 from .kafka_refusals import FORBIDDEN
@@ -34,6 +37,19 @@ REFUSED = (
     kafka_errors.RebalanceInProgressError,
     kafka_errors.IllegalGenerationError,
     kafka_errors.UnknownMemberIdError,
+)
+
+AWAY = (kafka_errors.KafkaTimeoutError, kafka_errors.KafkaConnectionError, kafka_errors.RetriableError)
+
+FENCED = (
+    "another process took this one's place in the group, with the same kafka.group_instance_id {}; what this one has not"
+    " committed comes again, to that one. Give each process an id of its own"
+)
+
+
+CHOOSE = (
+    "as auto_offset_reset is 'none', set its offset yourself while none of the group runs (`kafka-consumer-groups"
+    " --reset-offsets`), or give 'earliest', which goes on behind what is gone"
 )
 
 
@@ -77,24 +93,64 @@ class Consumer:
             heartbeat_interval_ms=_ms(kafka.heartbeat_interval),
             max_poll_interval_ms=_ms(kafka.max_poll_interval),
         )
+        if kafka.group_instance_id is not None:
+            options["group_instance_id"] = kafka.group_instance_id
+        found = assignors(kafka.partition_assignment_strategy)
+        if found:
+            options["partition_assignment_strategy"] = found
+        self._instance = kafka.group_instance_id
         self._door = Door()
         self._consumer = open_client(KafkaConsumer, settings, options, self._door)
+        bind(found, self._consumer)
         self._poll = self._consumer.poll
 
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
+        tell(self._consumer, rebalance)
         self._consumer.subscribe(list(topics), listener=_Listener(self._consumer, rebalance))
 
     def poll(self, timeout: float, most: int = 500) -> Mapping[Partition, Sequence[Record]]:
+        coordinator = self._consumer._coordinator
+        if coordinator.rejoining:
+            # A poll that ended within a rejoin that new metadata had asked for: kafka-python would forget that one is under
+            # way, never look at the answer, and be a member without partitions for ever.
+            coordinator.rejoin_needed = True
         try:
             records: Mapping[Partition, Sequence[Record]] = self._poll(timeout_ms=_ms(timeout), max_records=most)
         except (kafka_errors.KafkaConnectionError, *FORBIDDEN) as error:
             raise self._door.explained(error) from error
+        except kafka_errors.FencedInstanceIdError as error:
+            raise self._displaced() from error
+        except kafka_errors.OffsetOutOfRangeError as error:
+            raise self._gone(*next(iter(error.args[0].items()))) from error
+        except kafka_errors.NoOffsetForPartitionError as error:
+            which = places(Partition(*where) for where in error.args[0])
+            raise Stopped(f"it has no committed offset for {which}; {CHOOSE}") from error
+        if self._instance is not None and self._is_displaced():
+            raise self._displaced()
         return records
+
+    def _gone(self, where: Any, offset: int) -> MessagesGone:
+        first = self._consumer.beginning_offsets([where], timeout_ms=10_000)[where]
+        what = f"the first message there is has offset {first}"
+        if first > offset:
+            what += f", up to {first - offset} messages were deleted before they were read"
+        return MessagesGone(f"{places([Partition(*where)])}@{offset} is not there: {what}; {CHOOSE}")
+
+    def _is_displaced(self) -> bool:
+        # a heartbeat was answered so; kafka-python logs it, sends no more of them, and polls on for ever without being a member
+        coordinator = self._consumer._coordinator
+        return coordinator.state is MemberState.STABLE and not coordinator._heartbeat_enabled
+
+    def _displaced(self) -> Displaced:
+        return Displaced(FENCED.format(repr(self._instance)))
 
     def joined(self) -> bool:
         # its state stays the same when the brokers go; what it forgets then is which of them leads the group
         stable = self._consumer.group_metadata().state is MemberState.STABLE
-        return stable and self._consumer._coordinator.coordinator_id is not None
+        return stable and self.in_touch()
+
+    def in_touch(self) -> bool:
+        return self._consumer._coordinator.coordinator_id is not None
 
     def commit(self, offsets: Offsets) -> None:
         try:
@@ -102,25 +158,35 @@ class Consumer:
         except REFUSED as error:
             raise CommitRefused(str(error) or type(error).__name__) from error
         except kafka_errors.FencedInstanceIdError as error:
-            # kafka-python would poll on for ever without being a member, so this client has to go
-            raise FlowkitError(
-                "the commit came too late, its messages come again: another consumer took this one's place, with the same"
-                " kafka.group_instance_id; give each process its own"
-            ) from error
+            raise self._displaced() from error
         except FORBIDDEN as error:
             raise ConfigurationError(f"Kafka refuses this application: {error}") from error
+        except AWAY as error:
+            raise BrokerUnavailable(f"Kafka did not take the offsets of what is finished: {error!r}") from error
 
     def committed(self, partition: Partition) -> int | None:
         offset: int | None = self._consumer.committed(TopicPartition(*partition), timeout_ms=10_000)
         return offset
 
+    def membership(self) -> Any:
+        member = self._consumer.group_metadata()
+        # a broker takes offsets of a transaction from "no member" without a check, so it must not be asked
+        if member.generation_id < 0 or not member.member_id:
+            raise CommitRefused("this consumer is no longer a member of the group")
+        return member
+
     def topic_id(self, topic: str) -> str | None:
         found = self._consumer._client.cluster.topic_id(topic)
-        return found and str(found.hex)
+        return str(found.hex) if found and found.int else None
 
     def end_offset(self, partition: Partition) -> int:
         where = TopicPartition(*partition)
         return int(self._consumer.end_offsets([where], timeout_ms=10_000)[where])
+
+    def position(self, partition: Partition) -> int | None:
+        # its own position() waits for the brokers, where none is known
+        state = self._consumer._subscription.assignment.get(TopicPartition(*partition))
+        return None if state is None or state.position is None else int(state.position.offset)
 
     def pause(self, partition: Partition) -> None:
         self._consumer.pause(TopicPartition(*partition))
@@ -145,21 +211,34 @@ class Consumer:
         self._consumer.close(autocommit=False, timeout_ms=_ms(timeout))
 
 
+class _AsItIs(Serializer):  # type: ignore[misc]
+    """Lets a message with neither key nor value through, which Kafka takes and kafka-python refuses before it serializes."""
+
+    nothing = bytes(bytearray(b"nothing"))  # known by its identity
+
+    def serialize(self, topic: str, headers: Any, data: bytes | None) -> bytes | None:  # noqa: ARG002
+        return None if data is self.nothing else data
+
+
 class Producer:
     """A ``ProducerClient`` on ``KafkaProducer``."""
 
-    def __init__(self, settings: Settings) -> None:
-        options = client_options(settings, KafkaProducer, PRODUCER)
+    def __init__(self, settings: Settings, **more: Any) -> None:
+        options = {**client_options(settings, KafkaProducer, PRODUCER), **more}
         options["max_block_ms"] = _ms(settings.connection_pool.timeout)
         options.setdefault("partitioner", StickyPartitioner())
         self._timeout = settings.connection_pool.timeout
         self._producer = open_client(KafkaProducer, settings, options)
+        # not as an option: agents that watch kafka-python wrap the serializers that it is given, and expect older ones
+        self._producer.config["value_serializer"] = _AsItIs()
 
     def send(
         self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
     ) -> Any:
         # kafka-python takes no header without a value, though its consumer gives some
         pairs = [(name, item if item is not None else b"") for name, item in headers]
+        if value is None and key is None:
+            value = _AsItIs.nothing
         try:
             return self._producer.send(topic, value=value, key=key, headers=pairs, partition=partition)
         except kafka_errors.KafkaTimeoutError as error:

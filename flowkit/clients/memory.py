@@ -25,6 +25,7 @@ class Broker:
         self.ids: dict[str, str] = {}
         self.commits: dict[str, dict[Partition, int]] = defaultdict(dict)
         self.refuse: Exception | None = None
+        self.refuse_offsets: Exception | None = None
         self._changed = threading.Condition()
 
     def create(self, topic: str, partitions: int = 1) -> None:
@@ -70,8 +71,8 @@ class Broker:
     def consumer(self, settings: Settings, group: str) -> Consumer:  # noqa: ARG002
         return Consumer(self, group)
 
-    def producer(self, settings: Settings) -> Producer:  # noqa: ARG002
-        return Producer(self)
+    def producer(self, settings: Settings, transactional_id: str | None = None) -> Producer:  # noqa: ARG002
+        return Producer(self) if transactional_id is None else TransactionalProducer(self)
 
 
 class Consumer:
@@ -100,6 +101,9 @@ class Consumer:
 
     def joined(self) -> bool:
         return self._rebalance is not None
+
+    def in_touch(self) -> bool:
+        return True
 
     def _assign(self) -> None:
         assert self._rebalance is not None
@@ -131,11 +135,17 @@ class Consumer:
     def committed(self, partition: Partition) -> int | None:
         return self.broker.commits[self.group].get(partition)
 
+    def membership(self) -> Any:
+        return self.group
+
     def topic_id(self, topic: str) -> str | None:
         return self.broker.ids.get(topic)
 
     def end_offset(self, partition: Partition) -> int:
         return len(self.broker.topics[partition.topic][partition.partition])
+
+    def position(self, partition: Partition) -> int | None:
+        return self.positions.get(partition)
 
     def pause(self, partition: Partition) -> None:
         self.paused.add(partition)
@@ -193,3 +203,35 @@ class Producer:
 
     def close(self, timeout: float) -> None:
         pass
+
+
+class TransactionalProducer(Producer):
+    """A ``TransactionalClient``; ``broker.refuse_offsets`` is what the next commits raise."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker)
+        self._sent: list[tuple[Any, ...]] | None = None
+
+    def begin(self) -> None:
+        assert self._sent is None, "the transaction before this one has not ended"
+        self._sent = []
+
+    def send(
+        self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
+    ) -> Any:
+        assert self._sent is not None, "no transaction has begun"
+        if self.broker.refuse is not None:
+            return self.broker.refuse
+        if self.broker.strict and topic not in self.broker.topics:
+            raise DeliveryError(f"the topic {topic!r} does not exist on the brokers; create it", passing=True)
+        self._sent.append((topic, value, key, headers, partition))
+        return None
+
+    def commit(self, offsets: Offsets, membership: Any) -> None:
+        assert self._sent is not None, "no transaction has begun"
+        if self.broker.refuse_offsets is not None:
+            raise self.broker.refuse_offsets
+        for message in self._sent:
+            self.broker.append(*message)
+        self.broker.commits[membership].update(offsets)
+        self._sent = None

@@ -5,7 +5,7 @@ What is in Redis is read as data only: nothing of it is imported or called, as R
 
 from __future__ import annotations
 
-import zlib
+import base64
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from rq.registry import FailedJobRegistry
 from rq.results import Result
 
 from ..jobs import OwnJob
-from ..queues import Envelope, Parcel, redis_errors
+from ..queues import Envelope, Parcel, redis_errors, unpacked
 
 LONGEST = 20_000
 """Characters of an error that are shown: its end, where a traceback has the error itself."""
@@ -73,7 +73,7 @@ def failed_jobs(connection: redis.Redis, queues: Collection[str], start: int, co
                 pipe.xrevrange(Result.get_key(job_id), count=1)
             answers = pipe.execute()
     read = [
-        _read(connection, queue, job_id, fields, results)
+        _read(queue, job_id, fields, results)
         for (queue, job_id), fields, results in zip(wanted, answers[::2], answers[1::2], strict=True)
     ]
     jobs = [job for job in read if job is not None]
@@ -87,7 +87,7 @@ def failed_job(connection: redis.Redis, queue: str, job_id: str) -> FailedJob:
         score = client.zscore(_registry(connection, queue).key, job_id)
         fields = client.hgetall(OwnJob.redis_job_namespace_prefix + job_id)
         results = client.xrevrange(Result.get_key(job_id), count=1)
-    job = None if score is None else _read(connection, queue, job_id, fields, results)
+    job = None if score is None else _read(queue, job_id, fields, results)
     if job is None:
         raise Gone(job_id)
     return job
@@ -135,19 +135,17 @@ def _registry(connection: redis.Redis, queue: str) -> FailedJobRegistry:
     return FailedJobRegistry(queue, connection=connection, serializer=Envelope, job_class=OwnJob)
 
 
-def _read(
-    connection: redis.Redis, queue: str, job_id: str, fields: dict[bytes, bytes], results: list[Any]
-) -> FailedJob | None:
+def _read(queue: str, job_id: str, fields: dict[bytes, bytes], results: list[Any]) -> FailedJob | None:
     """None for what is no job of flowkit's, whatever else it may be."""
     try:
-        called: Any = Envelope.loads(_unpacked(fields[b"data"]))
+        called: Any = Envelope.loads(unpacked(fields[b"data"]))
         app, topic, attempt, entries, shard = Parcel.of(called[2])
         meta = Envelope.loads(fields[b"meta"]) if fields.get(b"meta") else {}
         attempt = int(meta.get("attempt", attempt))
         places = [f"[{entry[1]}]@{entry[2]}" for entry in (*entries[:1], *entries[1:][-1:])]
         ended = fields.get(b"ended_at", b"").decode()
         ended_at = datetime.fromisoformat(ended).astimezone(UTC) if ended else None
-        trace = _trace(connection, job_id, results)
+        trace = _trace(results)
     except Exception:  # anybody may write into Redis, and pickle raises what it likes
         return None
     return FailedJob(
@@ -164,21 +162,13 @@ def _read(
     )
 
 
-def _unpacked(data: bytes) -> bytes:
-    try:
-        return zlib.decompress(data)
-    except zlib.error:
-        return data  # the consumer leaves it as it is, RQ packs it
-
-
-def _trace(connection: redis.Redis, job_id: str, results: list[Any]) -> str:
+def _trace(results: list[Any]) -> str:
     """What the last run raised, as RQ keeps it."""
     if not results:
         return ""
-    result_id, payload = results[0]
-    without_value = {name: value for name, value in payload.items() if name != b"return_value"}
-    result = Result.restore(job_id, result_id.decode(), without_value, connection, serializer=Envelope)
-    return (result.exc_string or "")[-LONGEST:].strip()
+    _, payload = results[0]
+    packed = base64.b64decode(payload.get(b"exc_string", b""))
+    return unpacked(packed).decode(errors="replace")[-LONGEST:].strip()
 
 
 def error_of(trace: str) -> str:
