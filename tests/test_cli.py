@@ -211,6 +211,7 @@ def test_routes_for_programs() -> None:
         "group": "hello_letters",
         "handler": "reply",
         "inline": False,
+        "transactional": False,
         "queue": "post",
         "worker": None,
         "parser": "Json",
@@ -219,6 +220,7 @@ def test_routes_for_programs() -> None:
         "attempts": 3,
         "retry": rows[1]["retry"],
         "dead_letter": "dead",
+        "on_poison": "dead_letter",
     }
     assert (rows[0]["inline"], rows[0]["queue"]) == (True, None)
 

@@ -21,7 +21,14 @@ from flowkit.clients.memory import Broker
 from flowkit.clients.memory import Consumer as MemoryConsumer
 from flowkit.consumer import LONGEST_BATCH, MOST_QUEUED, Consumer
 from flowkit.coroutines import close_loop
-from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError, RedisUnavailable
+from flowkit.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    DeadLetterLimit,
+    DeliveryError,
+    PoisonMessage,
+    RedisUnavailable,
+)
 from flowkit.jobqueue import MarksMoved, Pack, Queued
 from flowkit.marks import Mark
 from flowkit.message import Partition
@@ -332,8 +339,9 @@ def test_a_refused_commit_is_a_warning_and_the_messages_come_again(
     assert "the member is not known" in caplog.text
     loop.client.commit = commit
     loop.take_away("a", lost=True)
+    loop.broker.commits["g"][Partition("a", 0)] = 1  # by who had it meanwhile
     loop.turn(2, after=1)
-    assert seen == [1, 2, 1, 2]
+    assert seen == [1, 2, 2]
     assert loop.committed("a") == 2
 
 
@@ -509,6 +517,96 @@ def test_a_dead_letter_takes_any_error_text(clock: Clock) -> None:
     loop.turn()
     assert len(loop.broker.records("dead")) == 1
     assert loop.committed("a") == 1
+
+
+def test_what_is_never_tried_again_goes_to_the_dead_letters_at_once(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=5, first=0, never=KeyError), dead_letter="{topic}.dead")
+    seen: list[int] = []
+
+    @app.topic("a")
+    def handler(value: int) -> None:
+        seen.append(value)
+        if value == 2:
+            raise KeyError(value)
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3)
+    loop.broker.append("a", b"no number")
+    loop.turn()
+    assert seen == [1, 2, 3]
+    assert [record.value for record in loop.broker.records("a.dead")] == [b"2", b"no number"]
+    assert loop.committed("a") == 4
+
+
+def test_without_an_end_what_is_never_tried_again_waits_all_the_same(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=5, first=0, never=ValueError))
+    seen = failing_at(app, 1)
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2)
+    loop.turn(5)
+    assert seen == [1] * 5
+    assert loop.committed("a") == 0
+    assert "to let such messages go, name a topic for them: dead_letter=..." in loop.events.errors[0][2]
+
+
+def test_dead_letters_in_a_row_stop_the_loop_after_the_last_of_them_was_sent(clock: Clock) -> None:
+    app = make_app(retry=1, dead_letter="dead", dead_letter_limit=2)
+    seen: list[int] = []
+
+    @app.topic("a")
+    def handler(value: int) -> None:
+        seen.append(value)
+        if value != 2:
+            raise ValueError(value)
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3, 4, 5)
+    loop.turn()
+    assert seen == [1, 2, 3, 4]
+    assert loop.values("dead") == [1, 3, 4]
+    assert isinstance(loop.consumer.stopping_for, DeadLetterLimit)
+    with pytest.raises(DeadLetterLimit, match="2 messages one after the other"):
+        loop.consumer.run()
+    assert loop.committed("a") == 4
+
+
+def test_a_success_on_another_partition_begins_the_count_anew(clock: Clock) -> None:
+    app = make_app(retry=1, dead_letter="dead", dead_letter_limit=2)
+    failing_at(app, 1)
+    loop = Loop(app, clock)
+    loop.broker.create("a", 2)
+    for value, partition in ((1, 0), (2, 1), (1, 0), (2, 1), (1, 0)):
+        loop.broker.append("a", b"%d" % value, partition=partition)
+        loop.turn()
+    assert loop.values("dead") == [1, 1, 1]
+    assert loop.consumer.stopping_for is None
+
+
+@pytest.mark.parametrize("others", [[], [2, 3]])
+def test_stop_ends_the_loop_with_the_offset_of_the_message(clock: Clock, others: list[int]) -> None:
+    app = make_app(retry=Retry(attempts=2, first=0), on_poison="stop")
+    seen = failing_at(app, 1)
+    loop = Loop(app, clock)
+    loop.put("a", 7, 1, *others)
+    loop.turn(2)
+    assert seen == [7, 1, 1]
+    with pytest.raises(PoisonMessage, match=r"a\[0\]@1 failed in .*, attempt 2, and on_poison='stop'"):
+        loop.consumer.run()
+    assert loop.committed("a") == 1
+
+
+def test_skip_passes_over_the_message_and_says_where_it_was(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=2, first=0), on_poison="skip")
+    seen = failing_at(app, 1)
+    loop = Loop(app, clock)
+    loop.broker.append("a", b"1", b"ann")
+    loop.put("a", 2)
+    loop.turn(2, after=1)
+    assert seen == [1, 1, 2]
+    assert loop.committed("a") == 2
+    ((_, error, text),) = [it for it in loop.events.errors if it[0] == "skipped"]
+    assert isinstance(error, ValueError)
+    assert "topic a, partition 0, offset 0, key b'ann'" in text
 
 
 def test_the_message_after_a_dead_letter_starts_with_attempt_one(clock: Clock) -> None:
@@ -998,10 +1096,11 @@ def test_a_lost_partition_is_not_committed_and_comes_again(clock: Clock, caplog:
     loop.put("a", 1, 2)
     loop.turn()
     loop.take_away("a", lost=True)
-    assert loop.committed("a") is None
+    loop.broker.commits["g"][Partition("a", 0)] = 1  # by who had it meanwhile
+    assert loop.committed("a") == 1
     assert "lost a[0]; what was not committed comes again" in caplog.text
-    loop.turn()
-    assert seen == [1, 2, 1, 2]
+    loop.turn(2)
+    assert seen == [1, 2, 2]
 
 
 def test_a_paused_partition_that_leaves_and_comes_back_is_not_paused_any_more(clock: Clock) -> None:

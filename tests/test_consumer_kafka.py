@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import threading
@@ -23,7 +24,6 @@ from flowkit.clients import MakeConsumer
 from flowkit.clients.kafka_python import Consumer as KafkaClient
 from flowkit.clients.kafka_python import Producer as KafkaProducerClient
 from flowkit.consumer import Consumer
-from flowkit.errors import FlowkitError
 from flowkit.producer import Producer
 
 SASL_PROPERTIES = """
@@ -248,29 +248,104 @@ def test_nothing_is_lost_while_consumers_join_and_leave_under_load(
     assert sum(guarded.committed(partition) or 0 for partition in range(partitions)) == len(sent)
 
 
-def test_a_handler_that_outlasts_max_poll_interval_is_told_and_nothing_is_lost(
+QUICK = '{"heartbeat_interval": 0.3}'
+
+
+def test_a_handler_longer_than_max_poll_interval_completes_once_and_is_committed(
     guarded: Guarded, wait_for: WaitFor
 ) -> None:
     gate = guarded.file("gate")
     guarded.put(0, {"n": 1, "gate": str(gate)}, 2)
+    guarded.put(10, partition=1)
     with guarded.run(FLOWKIT_KAFKA_MAX_POLL_INTERVAL="2") as process:
-        process.wait_for("longer than kafka.max_poll_interval (2 s)")
+        process.wait_for("longer than kafka.max_poll_interval (2 s): its partitions are kept meanwhile")
         process.wait_for("in handle")
-        # Another one gets the partitions meanwhile, and stops at the same message
-        with guarded.run() as other:
-            wait_for(lambda: 1 in guarded.noted("begin", other.pid))
-            gate.touch()
-            wait_for(lambda: guarded.committed() == 3)
-            process.wait_for("the commit came too late, its messages come again")
-            guarded.put(3)
-            guarded.put(4, partition=1)
-            wait_for(lambda: {3, 4} <= set(guarded.noted()))
-            assert other.stop() == 0
-        guarded.put(5)
-        wait_for(lambda: 5 in guarded.noted("end", process.pid))  # it has rejoined
-        wait_for(lambda: guarded.committed() == 5)
+        began = time.monotonic()
+        guarded.put(11, partition=1)
+        wait_for(lambda: time.monotonic() > began + 4)  # three times max_poll_interval in all
+        assert 11 not in guarded.noted()  # what is paused waits
+        gate.touch()
+        wait_for(lambda: guarded.committed() == 3 and guarded.committed(1) == 2)
+        guarded.put(3)
+        wait_for(lambda: guarded.committed() == 4)
         assert process.stop() == 0
-    assert set(guarded.noted()) == {0, 1, 2, 3, 4, 5}
+    assert Counter(guarded.noted("begin")) == Counter([0, 1, 2, 3, 10, 11])
+    assert sorted(guarded.noted()) == [0, 1, 2, 3, 10, 11]
+    for trouble in ("lost", "commit came too late", "Traceback"):
+        assert trouble not in process.output
+
+
+def test_another_member_that_joins_while_a_handler_takes_long_gets_its_partitions_soon(
+    guarded: Guarded, wait_for: WaitFor
+) -> None:
+    gate = guarded.file("gate")
+    guarded.put(0, {"n": 1, "gate": str(gate)}, 2)
+    with guarded.run(FLOWKIT_KAFKA_MAX_POLL_INTERVAL="3", FLOWKIT_NAME="a", GUARDED_OPTIONS=QUICK) as process:
+        wait_for(lambda: 1 in guarded.noted("begin"))
+        # When another one joins, whose name comes later, and so gets the partition that comes later
+        with guarded.run(FLOWKIT_NAME="b", GUARDED_OPTIONS=QUICK) as other:
+            guarded.put(10, partition=1)
+            wait_for(lambda: 10 in guarded.noted("end", other.pid))  # it need not wait for the handler
+            gate.touch()
+            # Then the first one has kept the message in hand, and the rest of its partition
+            wait_for(lambda: guarded.committed() == 3)
+            assert guarded.noted("begin", process.pid) == [0, 1, 2]
+            assert guarded.noted("begin", other.pid) == [10]
+            assert other.stop() == 0
+        guarded.put(11, partition=1)
+        wait_for(lambda: 11 in guarded.noted("end", process.pid))
+        assert process.stop() == 0
+    assert "lost" not in process.output
+
+
+def test_a_message_whose_partition_leaves_while_it_is_in_hand_is_abandoned_and_comes_again_there(
+    guarded: Guarded, wait_for: WaitFor
+) -> None:
+    first, second = guarded.file("first"), guarded.file("second")
+    guarded.put({"n": 0, "gate": str(first)}, {"n": 1, "gate": str(second)}, 2, partition=1)
+    with guarded.run(FLOWKIT_KAFKA_MAX_POLL_INTERVAL="3", FLOWKIT_NAME="a", GUARDED_OPTIONS=QUICK) as process:
+        wait_for(lambda: 0 in guarded.noted("begin"))
+        with guarded.run(FLOWKIT_NAME="b", GUARDED_OPTIONS=QUICK) as other:
+            wait_for(lambda: 0 in guarded.noted("begin", other.pid))
+            first.touch()
+            wait_for(lambda: guarded.noted("end", process.pid) == [0])
+            guarded.put(10)
+            wait_for(lambda: 10 in guarded.noted("end", process.pid))  # it goes on with what it still has
+            assert guarded.committed(1) in (None, 1)
+            second.touch()
+            wait_for(lambda: guarded.committed(1) == 3)
+            assert guarded.noted("end", other.pid) == [0, 1, 2]
+            assert guarded.noted("begin", process.pid) == [0, 10]
+            assert other.stop() == 0
+        assert process.stop() == 0
+
+
+def test_a_handler_that_lets_no_other_thread_run_costs_its_membership_and_nothing_else(
+    guarded: Guarded, wait_for: WaitFor
+) -> None:
+    guarded.put({"n": 0, "hold": 9}, 1)
+    with guarded.run(FLOWKIT_KAFKA_MAX_POLL_INTERVAL="3") as process:
+        wait_for(lambda: 0 in guarded.noted("begin"))
+        with guarded.run(FLOWKIT_KAFKA_MAX_POLL_INTERVAL="3") as other:
+            # When nothing is heard of it for session_timeout, then another one goes on, and gets the same message
+            wait_for(lambda: 0 in guarded.noted("begin", other.pid))
+            process.wait_for("It had not polled for")
+            process.wait_for(
+                "raise kafka.session_timeout (6 s) and kafka.max_poll_interval (3 s), or let RQ do the work"
+            )
+            # And though the same happens to that one, the group goes on behind it, and both are members again
+            wait_for(lambda: guarded.committed() == 2)
+            numbers = itertools.count(10)
+
+            def both_handle() -> bool:
+                for partition in (0, 1):
+                    guarded.put(next(numbers), partition=partition)
+                return all(max(guarded.noted("end", pid), default=0) >= 10 for pid in (process.pid, other.pid))
+
+            wait_for(both_handle)
+            assert other.stop() == 0
+        assert process.stop() == 0
+    assert guarded.noted("begin").count(0) == 2
 
 
 class Told:
@@ -294,43 +369,69 @@ def in_process(
     return Consumer(topics, app.handlings, settings, monitor, producer, make_client), producer
 
 
-def test_a_fenced_member_is_told_and_its_messages_come_again(
-    apache: Kafka, topic: MakeTopic, wait_for: WaitFor, tmp_path: Path
+# Static members.
+
+
+def named(name: str, **env: str) -> dict[str, str]:
+    return {"FLOWKIT_KAFKA_GROUP_INSTANCE_ID": name, "GUARDED_OPTIONS": QUICK, **env}
+
+
+def test_a_static_member_that_restarts_keeps_its_partition_and_nobody_else_is_disturbed(
+    guarded: Guarded, wait_for: WaitFor
 ) -> None:
-    name = topic("fenced")
-    seen: list[int] = []
-    kafka = {"hosts": apache.hosts, "offset_commit_interval": 600, "group_instance_id": "one"}
-    app = Flowkit("t", kafka=kafka, inline=True)
-    app.add_topic(name, lambda order: seen.append(order["n"]))
-    told = Told()
-    consumer, producer = in_process(app, name, told)
-    guarded = Guarded(apache.hosts, tmp_path, name)
-    guarded.put(0)
-    try:
-        wait_for(lambda: consumer.turn() or 0 in seen)  # the first turn has the only commit that is due by time
-        guarded.put(1)
-        wait_for(lambda: consumer.turn() or 1 in seen)
-        # When somebody else takes its place in the group
-        usurper = KafkaConsumer(name, bootstrap_servers=apache.hosts, group_id=name, group_instance_id="one")
-        with contextlib.closing(usurper):
-            wait_for(lambda: usurper.poll(100) or usurper.assignment())
-            # Then its commit is refused, and nothing is committed
-            with pytest.raises(FlowkitError, match="another consumer took this one's place") as refused:
-                consumer.commit()
-            assert guarded.committed() in (None, 0, 1)
-        # And it comes back, and gets the message again
-        consumer._reconnect(refused.value)
-        assert "the commit came too late, its messages come again" in told.errors[-1]
-        thread = threading.Thread(target=consumer.run)
-        thread.start()
-        wait_for(lambda: seen.count(1) == 2)
-        consumer.stop()
-        thread.join(30)
-        assert not thread.is_alive()
-        assert guarded.committed() == 2
-    finally:
-        consumer._drop_client(1)
-        producer.close()
+    with guarded.run(**named("one")) as one:
+        guarded.put(0)
+        guarded.put(1, partition=1)
+        wait_for(lambda: set(guarded.noted("end", one.pid)) == {0, 1})
+        with Process(
+            "flowkit", "run", "guarded:app", env={**guarded.env, **named("two")}, log=guarded.file("two")
+        ) as two:
+            numbers = itertools.count(10)
+
+            def both_handle() -> bool:
+                for partition in (0, 1):
+                    guarded.put(next(numbers), partition=partition)
+                return bool(guarded.noted("end", one.pid)[2:] and guarded.noted("end", two.pid))
+
+            wait_for(both_handle)
+            # When one stops, and starts again within session_timeout
+            before = two.output.count("rebalanced")
+            theirs = guarded.noted("end", one.pid)[-1] % 2  # even numbers are in partition 0
+            assert one.stop() == 0
+            with guarded.run(**named("one")) as again:
+                guarded.put(1000 + theirs, partition=theirs)
+                # Then it has what it had, and the other one has heard nothing of it
+                wait_for(lambda: guarded.noted("end", again.pid) == [1000 + theirs])
+                assert two.output.count("rebalanced") == before
+                assert two.stop() == 0
+                assert again.stop() == 0
+    assert max(Counter(guarded.noted()).values()) == 1
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["while it commits", "while it waits"])
+def test_a_second_process_with_the_same_name_ends_the_first_one(
+    guarded: Guarded, wait_for: WaitFor, busy: bool
+) -> None:
+    with guarded.run(**named("one")) as process:
+        guarded.put(0)
+        wait_for(lambda: guarded.committed() == 1)
+        with Process(
+            "flowkit", "run", "guarded:app", env={**guarded.env, **named("one")}, log=guarded.file("two")
+        ) as other:
+            if busy:
+                wait_for(lambda: guarded.put(1) or process.popen.poll() is not None)
+            assert process.wait(30) == 1
+            assert (
+                "another process took this one's place in the group, with the same kafka.group_instance_id 'one'"
+                in process.output
+            )
+            assert "Give each process an id of its own" in process.output
+            assert process.output.count("took this one's place") <= 2  # it does not try again
+            assert "Traceback" not in process.output
+            guarded.put(2, partition=1)
+            wait_for(lambda: 2 in guarded.noted("end", other.pid))
+            assert other.stop() == 0
+    assert guarded.committed(1) == 1
 
 
 # Topics and brokers that are not there, and options that cannot be.

@@ -9,6 +9,7 @@ import pickle
 import struct
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any, Optional
 
 import msgspec
@@ -1028,7 +1029,10 @@ def test_a_dead_letter_is_the_message_itself_and_says_where_it_is_from(app: Flow
     assert (letter.topic, letter.value, letter.key) == ("orders.dead", b"\xff{", b"\x00")
     assert (letter.partition, letter.partition_key) == (None, None)
     assert letter.headers[:2] == (("trace", b"1"), ("trace", b"2"))
-    assert dict(letter.headers[2:]) == {
+    added = dict(letter.headers[2:])
+    failed_at = datetime.fromisoformat((added.pop("flowkit-failed-at") or b"").decode())
+    assert abs((datetime.now(UTC) - failed_at).total_seconds()) < 60
+    assert added == {
         "kafka_dlt-original-topic": b"orders",
         "kafka_dlt-original-partition": struct.pack(">i", 2),
         "kafka_dlt-original-offset": struct.pack(">q", 1017),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 import sys
@@ -16,7 +15,7 @@ from commands import command
 
 from flowkit.cli import cli
 from flowkit.monitor import EVENTS
-from flowkit.settings import Settings
+from flowkit.settings import Option, Section, Settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("docs/*.md"))
@@ -51,7 +50,11 @@ def test_commands_and_their_options_exist(page: Path) -> None:
             if not words or words[0] != "flowkit" or len(words) < 2 or words[1].startswith("-"):
                 continue
             assert words[1] in group.commands, f"{page.name}: {line}"
-            known = {name for param in group.commands[words[1]].params for name in param.opts} | {"-h", "--help"}
+            named: Any = group.commands[words[1]]
+            if hasattr(named, "commands"):  # `flowkit dead list`
+                assert words[2] in named.commands, f"{page.name}: {line}"
+                named = named.commands[words[2]]
+            known = {name for param in named.params for name in param.opts} | {"-h", "--help"}
             for word in words[2:]:
                 if word.startswith("--") or re.fullmatch(r"-[a-z]", word):
                     assert word.partition("=")[0] in known, f"{page.name}: {line}"
@@ -59,12 +62,12 @@ def test_commands_and_their_options_exist(page: Path) -> None:
                     break
 
 
-def every_setting(kind: type = Settings, path: str = "") -> Iterator[str]:
-    for field in dataclasses.fields(kind):
-        if "section" in field.metadata:
-            yield from every_setting(field.metadata["section"], f"{path}{field.name}.")
-        elif "rest" not in field.metadata:
-            yield f"{path}{field.name}"
+def every_setting(kind: type[Section] = Settings, path: str = "") -> Iterator[str]:
+    for name, described in kind.described.items():
+        if isinstance(described, Section):
+            yield from every_setting(type(described), f"{path}{name}.")
+        elif isinstance(described, Option):
+            yield f"{path}{name}"
 
 
 def test_the_page_of_settings_names_them_all() -> None:

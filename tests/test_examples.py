@@ -20,7 +20,7 @@ from flowkit.producer import Producer
 from flowkit.testing import Client
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("mini", "shop", "configured", "observed")
+NAMES = ("mini", "shop", "configured", "observed", "patient")
 
 
 ORDER = {"id": 7, "user": "ann", "total": 20.0}
@@ -55,6 +55,24 @@ class TestMini:
         assert flowkit_client.send_raw("greetings", b'"hi"').sent("shouts").raw == b"HI!"
         with pytest.raises(ParserError, match="Invalid JSON"):
             flowkit_client.send_raw("greetings", b"hi")
+
+
+class TestPatient:
+    @pytest.fixture
+    def flowkit_app(self, load: Callable[[str], Any]) -> Flowkit:
+        return load("patient").app
+
+    def test_what_will_never_be_known_is_not_tried_again(self, flowkit_client: Client) -> None:
+        call = flowkit_client.send("payments", {"invoice": 1001}, raise_errors=False)
+        assert call.attempts == 1
+        assert call.dead_letter is not None
+        assert call.dead_letter.topic == "payments.dead"
+
+    def test_each_route_has_an_end_of_its_own(self, flowkit_client: Client) -> None:
+        ends = {topic: handling.on_poison for topic, handling in flowkit_client.app.handlings.items()}
+        assert ends == {"payments": "dead_letter", "clicks": "skip", "postings": "stop"}
+        call = flowkit_client.send_raw("clicks", b"{", raise_errors=False)
+        assert (call.skipped, call.attempts) == (True, 1)
 
 
 class TestShop:

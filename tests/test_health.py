@@ -6,8 +6,11 @@ import contextlib
 import http.client
 import json
 import os
+import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -23,14 +26,14 @@ from servers import ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 
 from flowkit import Flowkit
 from flowkit.devstack import HOST, free_port
-from flowkit.errors import ConfigurationError
-from flowkit.health import PATIENCE, Doors, Health, Part
+from flowkit.errors import ConfigurationError, Displaced
+from flowkit.health import PATIENCE, TOUCH_EVERY, Doors, Health, Part
 from flowkit.server import Server
 from flowkit.settings import address
 
 READY = Part("group a", "has 4 partitions", ready=True)
 JOINING = Part("group b", "has not been given its partitions yet")
-STUCK = Part("group c", "has not polled for 312 s", alive=False)
+STUCK = Part("group c", "has not turned for 312 s", alive=False)
 
 
 class Manager:
@@ -113,7 +116,7 @@ def asked(port: int, path: str, status: int) -> Callable[[], Answer | None]:
         (Health(()), True, False, "waiting"),
         (Health((READY,)), True, True, "ready: group a has 4 partitions"),
         (Health((READY, JOINING)), True, False, "waiting: group b has not been given its partitions yet"),
-        (Health((READY, JOINING, STUCK)), False, False, "stuck: group c has not polled for 312 s"),
+        (Health((READY, JOINING, STUCK)), False, False, "stuck: group c has not turned for 312 s"),
         (Health((READY, STUCK), stopping=True), True, False, "stopping"),
     ],
 )
@@ -445,8 +448,9 @@ def test_a_server_that_waits_for_partitions_of_others_is_ready(
         assert (first.stop(), second.stop()) == (0, 0)
 
 
-def test_a_stuck_handler_ends_the_signs_of_life(steady: Steady, wait_for: WaitFor) -> None:
-    with steady.run(FLOWKIT_KAFKA_MAX_POLL_INTERVAL="2") as process:
+def test_a_stuck_handler_ends_the_signs_of_life(steady: Steady, tmp_path: Path, wait_for: WaitFor) -> None:
+    file = tmp_path / "health"
+    with steady.run(FLOWKIT_STUCK_AFTER="2", FLOWKIT_HEALTH_FILE=str(file)) as process:
         wait_for(lambda: steady.systemd.heard("WATCHDOG=1") and steady.systemd.heard("READY=1"))
         steady.send("stuck")
         process.wait_for("got stuck")
@@ -456,11 +460,185 @@ def test_a_stuck_handler_ends_the_signs_of_life(steady: Steady, wait_for: WaitFo
         steady.systemd.read(0.3)  # what was on its way
         answer = ask(steady.port, "/healthz")
         assert answer.status == 503
-        assert answer.parts.startswith(f"group {steady.topic} has not polled for ")
-        until = time.monotonic() + 1.2
+        assert answer.parts.startswith(f"group {steady.topic} has not turned for ")
+        written = file.stat().st_mtime_ns
+        until = time.monotonic() + TOUCH_EVERY + 0.5
         while time.monotonic() < until:  # twice and more the watchdog's time
             assert "WATCHDOG=1" not in steady.systemd.read(0.1)
-        process.kill()
+        assert file.stat().st_mtime_ns == written
+        # Its log has the place, among those of all threads, once
+        [_, told] = process.output.split(
+            "longer than stuck_after (2 s): from now on this process says that it is dead"
+        )
+        assert f"[flowkit-{steady.topic}]" in told
+        assert "in note" in told
+        assert "[MainThread]" in told
+        assert "[kafka-io-" in told
+        # And a stop is bounded by shutdown_timeout
+        assert process.stop() == 1
+        assert "did not end within shutdown_timeout (2 s)" in process.output
+
+
+# The file.
+
+
+def test_the_file_is_written_anew_while_all_is_well_and_gone_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "health"
+    health = [Health((JOINING,))]
+    with Doors(lambda: health[0], file=str(path)) as doors:
+        assert path.read_text() == "waiting\n"
+        health[0] = Health((READY,))
+        doors.look()
+        assert path.read_text() == "ready\n"
+        written = path.stat().st_mtime_ns
+        doors.look()
+        assert path.stat().st_mtime_ns == written  # it is not due
+        assert doors._file is not None
+        doors._file._due = 0.0
+        path.unlink()  # by who tidies up
+        doors.look()
+        assert path.read_text() == "ready\n"
+        os.utime(path, (0, 0))
+        doors._file._due = 0.0
+        health[0] = Health((STUCK,))
+        doors.look()
+        assert path.stat().st_mtime == 0
+        health[0] = Health((STUCK,), stopping=True)
+        doors.look()
+        assert path.read_text() == "stopping\n"
+        doors.leave()
+        assert path.exists()  # a forked child leaves it
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_start_and_the_port_is_free_again(tmp_path: Path) -> None:
+    address = f"{HOST}:{free_port()}"
+    with pytest.raises(ConfigurationError, match=r"health_file: .*/nowhere/health cannot be written: No such file"):
+        Doors(lambda: Health(()), address, file=str(tmp_path / "nowhere" / "health"))
+    Doors(lambda: Health(()), address).leave()
+
+
+def test_a_file_that_cannot_be_written_any_more_is_told_once_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with Doors(lambda: Health((READY,)), file=str(directory / "health")) as doors:
+        assert doors._file is not None
+        shutil.rmtree(directory)
+        for _ in range(3):
+            doors._file._due = 0.0
+            doors.look()
+        directory.mkdir()
+        doors.look()
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_the_probes_of_the_documentation_look_at_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "health"
+    text = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+    alive, ready = (json.loads(found) for found in re.findall(r"command: (\[.*/tmp/health.*\])", text))
+    assert f"CMD {alive[-1]}\n" in text  # that of Docker
+
+    def code(probe: list[str]) -> int:
+        words = [word.replace("/tmp/health", str(path)) for word in probe]
+        return subprocess.run(words, capture_output=True).returncode
+
+    assert (code(alive), code(ready)) == (1, 1)
+    path.write_text("waiting\n")
+    assert (code(alive), code(ready)) == (0, 1)
+    path.write_text("ready\n")
+    assert (code(alive), code(ready)) == (0, 0)
+    os.utime(path, (time.time() - 90, time.time() - 90))
+    assert (code(alive), code(ready)) == (1, 1)
+
+
+def test_run_and_worker_keep_their_files(working: Steady, tmp_path: Path, wait_for: WaitFor) -> None:
+    run, work = tmp_path / "run", tmp_path / "worker"
+    with (
+        working.run(FLOWKIT_HEALTH_FILE=str(run), FLOWKIT_HEALTH="") as first,
+        Process(
+            "flowkit",
+            "worker",
+            "steady:app",
+            env={**working.env, "FLOWKIT_HEALTH_FILE": str(work)},
+            log=tmp_path / "log of the worker",
+        ) as second,
+    ):
+        for path in (run, work):
+            wait_for(
+                lambda path=path: path.exists() and path.read_text() == "ready\n", what=f"{path} that says ready"
+            )
+            written = path.stat().st_mtime_ns
+            wait_for(lambda path=path, written=written: path.stat().st_mtime_ns > written, what=f"a new {path}")
+        os.kill(second.children()[0], signal.SIGKILL)  # a child's end is not that of the file
+        wait_for(lambda: "a new one starts" in second.output)
+        wait_for(lambda: work.read_text() == "ready\n")
+        assert (first.stop(), second.stop()) == (0, 0)
+    assert not run.exists()
+    assert not work.exists()
+
+
+# The exit code, when a group ends by itself.
+
+
+class Dies:
+    """A client that does something at its first poll."""
+
+    def __init__(self, does: Callable[[], None]) -> None:
+        self.does = does
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+    def missing_topics(self, topics: Any) -> list[str]:
+        return []
+
+    def poll(self, timeout: float, most: int) -> Any:
+        self.does()
+        return {}
+
+
+def fails(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SystemExit(0), 1),
+        (KeyboardInterrupt(), 1),
+        (MemoryError(), None),
+        (Displaced("somebody has its place"), 1),
+        (ConfigurationError("the topic is forbidden"), ConfigurationError),
+    ],
+    ids=lambda given: type(given).__name__ if isinstance(given, BaseException) else "",
+)
+def test_a_group_that_ends_by_itself_ends_the_process_with_a_failure(error: BaseException, code: Any) -> None:
+    app = Flowkit("dies", inline=True, kafka={"hosts": NOBODY})
+    app.topic("orders")(lambda order: None)
+    app.topic("bills")(lambda bill: None)
+    made: list[str] = []
+
+    def make(settings: Any, group: str) -> Any:
+        made.append(group)
+        first = group == "dies_orders" and made.count(group) == 1
+        return Dies(fails(error) if first else lambda: time.sleep(0.01))
+
+    server = Server(app, make)
+    if code is None:  # an error that another client may not have: it goes on
+        threading.Timer(1.0, server.stop).start()
+        assert server.run() == 0
+        assert made.count("dies_orders") == 2
+    elif isinstance(code, int):
+        assert server.run() == code
+    else:
+        with pytest.raises(code, match="the topic is forbidden"):
+            server.run()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("flowkit-dies_")]
 
 
 @pytest.fixture

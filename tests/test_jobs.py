@@ -864,6 +864,50 @@ def test_the_dead_letter_follows_the_last_attempt(shop: Shop) -> None:
     assert shop.scheduled() == []
 
 
+def test_what_is_never_tried_again_ends_with_its_first_failure(shop: Shop) -> None:
+    shop.app.add_topic("orders", _always_fails, retry=Retry(attempts=3, first=0, never=ValueError))
+    shop.enqueue("orders", b"0", b"1", b"2")
+    shop.work()
+    assert shop.scheduled() == []
+    assert sorted(offsets_of(shop.failed())) == [0, 1, 2]
+    # requeued by hand they fail again, and are there again
+    for job in shop.failed():
+        FailedJobRegistry("default", connection=shop.redis).requeue(job)
+    shop.work()
+    assert sorted(offsets_of(shop.failed())) == [0, 1, 2]
+
+
+def test_skipped_messages_leave_no_job_behind_and_their_neighbours_alone(shop: Shop) -> None:
+    runs = log_runs(shop, fail_on(1))
+    shop.app.routes["orders"].on_poison = "skip"
+    shop.enqueue("orders", b"0", b"1", b"2")
+    shop.work_all()
+    assert runs == [(0, 1), (1, 1), (2, 1), (1, 2), (1, 3)]
+    assert (shop.failed(), shop.scheduled(), shop.jobs()) == ([], [], [])
+
+
+def test_a_message_that_always_kills_its_worker_is_skipped_too(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    runs = log_runs(shop, fail_on())
+    shop.app.routes["orders"].on_poison = "skip"
+    (job,) = shop.enqueue("orders", b"0")
+    job.retries_left = 0  # as after so many runs that had no end
+    job.save()
+    shop.work()
+    assert (runs, shop.failed()) == ([], [])
+    assert "is skipped (on_poison='skip')" in caplog.text
+
+
+def test_a_plain_worker_counts_dead_letters_within_a_job_and_goes_on(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.app.add_topic("orders", _always_fails, retry=1, dead_letter="{topic}.dead", dead_letter_limit=2)
+    shop.enqueue("orders", b"0", b"1", b"2")
+    shop.work_all()
+    assert len(shop.broker.records("orders.dead")) == 3
+    assert "2 messages one after the other" in caplog.text
+    assert "This worker goes on: it has a new process for each job." in caplog.text
+
+
 def test_a_dead_letter_that_kafka_refuses_is_sent_later(shop: Shop) -> None:
     runs = log_runs(shop, fail_on(0))
     shop.app.routes["orders"].dead_letter = "orders.dead"

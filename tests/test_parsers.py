@@ -450,7 +450,7 @@ class TestFailures:
         assert unreadable.dead_letter.raw == b"\xc1"
         assert isinstance(misfit.error, PayloadError)
         assert "id: Input should be a valid integer" in str(misfit.error)
-        assert failures == ["ParserError"] * 2 + ["PayloadError"] * 2
+        assert failures == ["ParserError", "PayloadError"]  # neither is tried again
 
     @pytest.mark.parametrize("inline", [True, False])
     def test_an_error_of_another_kind_fails_the_message_typed_or_not(self, inline: bool) -> None:

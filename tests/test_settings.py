@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,8 @@ from flowkit import Flowkit, Retry, Settings, SettingsError
 from flowkit.settings import (
     ConnectionPool,
     Kafka,
+    Option,
+    Section,
     Ssl,
     logger_of,
     masked,
@@ -55,13 +56,13 @@ def nest(path: str, value: Any) -> dict[str, Any]:
     return {first: {**HOSTS, **value} if first == "kafka" else value}
 
 
-def every_option(kind: type = Settings, path: str = "") -> Iterator[tuple[str, bool]]:
+def every_option(kind: type[Section] = Settings, path: str = "") -> Iterator[tuple[str, bool]]:
     """Each setting there is, and whether the environment has a variable for it."""
-    for field in dataclasses.fields(kind):
-        if "section" in field.metadata:
-            yield from every_option(field.metadata["section"], f"{path}{field.name}.")
-        elif "rest" not in field.metadata:
-            yield f"{path}{field.name}", field.metadata["env"]
+    for name, described in kind.described.items():
+        if isinstance(described, Section):
+            yield from every_option(type(described), f"{path}{name}.")
+        elif isinstance(described, Option):
+            yield f"{path}{name}", described.env
 
 
 # (path, value as a keyword, text of the environment variable, value in the settings)
@@ -70,26 +71,40 @@ OPTIONS: list[tuple[str, Any, str | None, Any]] = [
     ("redis", "redis://r:1/2", "redis://r:1/2", "redis://r:1/2"),
     ("env", "production", "production", "production"),
     ("inline", True, "true", True),
+    ("transactional", True, "true", True),
     ("log_level", "debug", "DEBUG", "debug"),
     ("log_format", "json", "json", "json"),
     ("monitor", Monitor, None, Monitor),
     ("logger", logging.getLogger("shop"), None, logging.getLogger("shop")),
     ("retry", 9, "9", Retry(attempts=9)),
-    ("dead_letter", "dead", "dead", "dead"),
+    ("dead_letter", "{topic}.dead", "{topic}.dead", "{topic}.dead"),
+    ("dead_letter_limit", 20, "20", 20),
+    ("on_poison", "skip", "skip", "skip"),
     ("queue", "shop", "shop", "shop"),
     ("job_size", 7, "7", 7),
     ("job_seconds", 0.5, "0.5", 0.5),
     ("max_backlog", 7, "7", 7),
+    ("max_message_bytes", 7, "7", 7),
     ("redis_durability", "wait", "WAIT", "wait"),
     ("job_timeout", 12.5, "12.5", 12.5),
     ("shutdown_timeout", 12, "12", 12.0),
+    ("stuck_after", 60, "60", 60.0),
     ("health", 8080, "8080", ":8080"),
+    ("health_file", "/tmp/health", "/tmp/health", "/tmp/health"),
     ("kafka.hosts", ["a:1", "b:2"], "a:1, b:2", ("a:1", "b:2")),
     ("kafka.session_timeout", 45, "45", 45.0),
     ("kafka.heartbeat_interval", 2, "2", 2.0),
     ("kafka.offset_commit_interval", 0.25, "0.25", 0.25),
     ("kafka.offset_commit_threshold", 1000, "1000", 1000),
     ("kafka.max_poll_interval", 60, "60", 60.0),
+    ("kafka.transaction_timeout", 5, "5", 5.0),
+    ("kafka.group_instance_id", "shop-1", "shop-1", "shop-1"),
+    (
+        "kafka.partition_assignment_strategy",
+        ["cooperative-sticky", "range"],
+        "Cooperative-Sticky, range",
+        ("cooperative-sticky", "range"),
+    ),
     ("kafka.max_poll_records", 50, "50", 50),
     ("kafka.partitions", 6, "6", 6),
     ("kafka.replication_factor", 3, "3", 3),
@@ -151,7 +166,7 @@ def test_objects_do_not_come_from_the_environment(path: str) -> None:
 
 
 def test_a_keyword_of_none_means_the_default() -> None:
-    given = {field.name: None for field in dataclasses.fields(Settings)}
+    given = dict.fromkeys(Settings.described)
     settings = Settings.load({**given, "name": "shop"}, {}, needs_kafka=False)
 
     assert settings == Settings(name="shop")
@@ -168,7 +183,7 @@ def test_what_is_not_said_has_its_default() -> None:
 
 
 def test_settings_do_not_change() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError, match="cannot set 'name': a Settings does not change"):
         load().name = "other"  # type: ignore[misc]
 
 
@@ -252,16 +267,22 @@ WRONG: list[tuple[str, Any, str]] = [
     ("log_format", "xml", "expected one of text, json, got 'xml'"),
     ("inline", "maybe", "expected true or false, got 'maybe'"),
     ("inline", 1, "expected true or false, got 1"),
+    ("transactional", "maybe", "expected true or false, got 'maybe'"),
     ("monitor", print, "expected an object with notice() and notice_error()"),
     ("logger", "shop", "expected an object with debug() and info() and warning() and error()"),
     ("retry", 0, "expected a whole number of at least 1, got 0"),
     ("retry", "often", "expected a whole number of at least 1, got 'often'"),
     ("retry", {"attempts": 3}, "expected a whole number of at least 1"),
     ("dead_letter", "a b", "'a b' cannot be the name of a topic"),
+    ("dead_letter", "{name}.dead", "{topic} and {group} may stand, and no other braces"),
+    ("dead_letter_limit", 0, "expected a whole number of at least 1, got 0"),
+    ("on_poison", "ignore", "expected one of dead_letter, stop, skip, got 'ignore'"),
     ("queue", " ", "expected a text that is not empty"),
     ("job_size", 0, "expected a whole number of at least 1, got 0"),
     ("job_seconds", 0, "expected a number of seconds above 0, got 0"),
     ("max_backlog", 0, "expected a whole number of at least 1, got 0"),
+    ("max_message_bytes", 0, "expected a whole number of at least 1, got 0"),
+    ("max_message_bytes", 2**26 + 1, "expected a whole number of at most 67108864, got 67108865"),
     ("redis_durability", "disk", "expected one of memory, wait, got 'disk'"),
     ("job_size", 1.5, "expected a whole number of at least 1, got 1.5"),
     ("job_size", True, "expected a whole number of at least 1, got True"),
@@ -271,6 +292,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("job_timeout", "nan", "expected a number of seconds above 0, got 'nan'"),
     ("shutdown_timeout", -1, "expected a number of seconds above 0, got -1"),
     ("health", "here", "expected a port, or host:port, got 'here'"),
+    ("health_file", "", "expected a text that is not empty, got ''"),
+    ("stuck_after", 0, "expected a number of seconds above 0, got 0"),
+    ("kafka.group_instance_id", "a b", "'a b' cannot be the name of a process: use 1 to 249 of the characters"),
+    ("kafka.partition_assignment_strategy", "fair", "expected one of range, roundrobin, sticky, cooperative-sticky"),
+    ("kafka.partition_assignment_strategy", [], "expected one or more of range, roundrobin"),
     ("shutdown_timeout", True, "expected a number of seconds above 0, got True"),
     ("shutdown_timeout", "inf", "expected a number of seconds above 0, got 'inf'"),
     ("kafka.hosts", "http://a:9092", "'http://a:9092' is not host:port"),
@@ -285,6 +311,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("kafka.offset_commit_interval", -1, "expected a number of seconds above 0"),
     ("kafka.offset_commit_threshold", -1, "expected a whole number of at least 0"),
     ("kafka.max_poll_interval", [], "expected a number of seconds above 0"),
+    ("kafka.transaction_timeout", 0, "expected a number of seconds above 0"),
     ("kafka.max_poll_records", 0, "expected a whole number of at least 1"),
     ("kafka.partitions", 0, "expected a whole number of at least 1"),
     ("kafka.replication_factor", -1, "expected a whole number of at least 1"),

@@ -5,6 +5,7 @@ and time. A message may say what its handler does: ``{"id": 7, "do": "fail"}`` i
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,14 @@ SLEEPS = 25
 LEDGER = os.environ["CHAOS_LEDGER"]
 WORK = float(os.environ.get("CHAOS_WORK", "0"))
 """Seconds that a message takes on average."""
+BLOCK = float(os.environ.get("CHAOS_BLOCK", "0"))
+"""Seconds that one that blocks takes."""
+TIMES = int(os.environ.get("CHAOS_TIMES", "1"))
+"""How often a message blocks, or ends its process, before it is handled like any other."""
+LEAK = 20 * 1024**2
+"""Bytes that a message leaks."""
+MEMORY = 200 * 1024**2
+"""Bytes that have leaked when the process is killed."""
 
 app = Flowkit(
     "chaotic",
@@ -48,7 +57,46 @@ def fail(data: Any) -> None:
     raise ValueError(f"message {data['id']} is poison")
 
 
-ACTS: dict[str, Callable[[Any], None]] = {"fail": fail}
+def note_act(name: str) -> int:
+    """Notes when one was done, where the scenario reads it. Gives how often this one was, in whatever process."""
+    with open(f"{LEDGER}.{name}", "ab") as file:
+        file.write(b"%020d\n" % time.monotonic_ns())
+        return file.tell() // 21
+
+
+def fail_at_first(data: Any) -> None:
+    if note_act(f"flaky-{data['id']}") <= TIMES:
+        raise ConnectionError(f"message {data['id']} finds nobody")
+
+
+def block(data: Any) -> None:
+    if note_act(f"block-{data['id']}") <= TIMES:
+        time.sleep(BLOCK)
+
+
+def end(data: Any) -> None:
+    if note_act(f"exit-{data['id']}") <= TIMES:
+        os._exit(9)
+
+
+leaked: list[bytes] = []
+
+
+def leak(data: Any) -> None:
+    """Ends as the kernel does it to a process that takes more memory than its machine, or its container, has."""
+    leaked.append(b"x" * LEAK)
+    if len(leaked) * LEAK >= MEMORY:
+        note_act(f"leak-{os.getpid()}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+ACTS: dict[str, Callable[[Any], None]] = {
+    "fail": fail,
+    "flaky": fail_at_first,
+    "block": block,
+    "exit": end,
+    "leak": leak,
+}
 """By the word in a message: what its handler does before it is noted as handled, or instead."""
 
 
@@ -83,5 +131,5 @@ def queued(data: Any, message: Message) -> int:
     return handle("queued", data, message)
 
 
-add("inline", inline, inline=True)
+add("inline", inline, inline=True, transactional=bool(os.environ.get("CHAOS_TRANSACTIONAL")))
 add("queued", queued)

@@ -1,5 +1,6 @@
 """An inline consumer that notes in a file what it does, and whose messages say what is to happen to them."""
 
+import ctypes
 import json
 import os
 import time
@@ -33,12 +34,14 @@ def note(what: str, number: int) -> None:
 @app.topic(os.environ["GUARDED_IN"], group=os.environ["GUARDED_IN"])
 @app.responds_to(OUT, required=False)
 def handle(order: dict) -> None:
-    """``gate`` and ``repair`` are files: until they exist, a message waits, or fails."""
+    """``gate`` and ``repair`` are files: until they exist, a message waits, or fails. ``hold``: seconds with Python's lock."""
     number = order["n"]
     note("begin", number)
     deadline = time.monotonic() + 60
     while "gate" in order and not os.path.exists(order["gate"]) and time.monotonic() < deadline:
         time.sleep(0.02)
+    if "hold" in order:
+        ctypes.PyDLL(None).sleep(order["hold"])  # PyDLL, unlike CDLL, keeps the lock: no other thread runs
     if "repair" in order and not os.path.exists(order["repair"]):
         note("fail", number)
         raise ValueError(f"{number} is broken")
