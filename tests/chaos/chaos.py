@@ -28,11 +28,11 @@ with warnings.catch_warnings():
     importlib.import_module("kafka")
 
 from redis import Redis
-from scenarios import SCENARIOS, Messages, Result, Stage, chosen
+from scenarios import LEFT_OUT, SCENARIOS, Messages, Result, Stage, chosen
 from servers import KAFKA_VERSION, RedisServer
 from witnesses import NEVER
 
-MODULES = ("consumers", "workers", "brokers")
+MODULES = ("consumers", "workers", "brokers", "redises", "handlers", "clocks")
 """The files with scenarios, in the order in which they run."""
 
 HEADINGS = (
@@ -95,8 +95,9 @@ def markdown(results: list[Result], quick: bool) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in [*map(row, results), total(results)]]
     lines += ["", "| scenario | what happens |", "|---|---|"]
     lines += [f"| {result.name} | {SCENARIOS[result.name].about} |" for result in results]
-    form = "The short form of" if quick else "The figures of"
-    lines += ["", f"{form} `make chaos`, with {versions()}."]
+    form = "The short form" if quick else "The figures"
+    some = "" if len(results) == len(SCENARIOS) else f" of {len(results)} of its {len(SCENARIOS)} scenarios"
+    lines += ["", f"{form} of `make chaos`{some}, with {versions()}."]
     return "\n".join(lines) + "\n"
 
 
@@ -124,6 +125,7 @@ def listing() -> str:
         lines.append(f"{each.name:<24}{count:>10,} messages  {each.about}")
         if not quick:
             lines.append(f"{'':<24}{'':>10}           not in the short form: {each.quick}")
+    lines += [f"{name:<24}{'':>10}           not on this machine: {why}" for name, why in LEFT_OUT.items()]
     return "\n".join(lines)
 
 
@@ -163,6 +165,8 @@ def main() -> int:
         left_out = [each for each in SCENARIOS.values() if each not in wanted]
         for each in left_out:
             print(f"left out: {each.name} ({each.quick})")
+    for name, why in LEFT_OUT.items():
+        print(f"left out: {name} ({why})")
     print(f"{versions()}; {time.monotonic() - began:.0f} s, seed {seed}")
     if options.markdown is not None:
         options.markdown.write_text(markdown(results, options.quick))

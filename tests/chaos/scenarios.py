@@ -35,7 +35,7 @@ from scene import Scene
 from servers import ApacheKafka, RedisServer
 from witnesses import NEVER, PARTITIONS, ScenarioError, Stream, uncommitted, values_in
 
-from flowkit.errors import FlowkitError
+from flowkit.errors import DevStackError, FlowkitError
 
 Of = Literal["any", "every partition", "all sent"]
 
@@ -118,7 +118,7 @@ class Scenario:
     quick: Messages | str
     """The short form; or why it has none, in words."""
     env: Mapping[str, str]
-    """For the processes: settings (FLOWKIT_...), CHAOS_WORK, CHAOS_DEAD_LETTERS."""
+    """For the processes: settings (FLOWKIT_...), CHAOS_WORK, CHAOS_DEAD_LETTERS, CHAOS_TRANSACTIONAL."""
     kafka: Callable[[Path], Any] | None
     """Makes the scenario's own; else the shared one must come to no harm."""
     redis: Callable[[Path], Any]
@@ -137,6 +137,9 @@ class Scenario:
 
 SCENARIOS: dict[str, Scenario] = {}
 """By name, in the order in which they run. See ``chaos.py`` for the modules that register them."""
+
+LEFT_OUT: dict[str, str] = {}
+"""By name: why a scenario cannot run on this machine."""
 
 
 def scenario(
@@ -192,8 +195,13 @@ class Stage:
             else:
                 directory = self.keep / scenario.name
                 directory.mkdir(parents=True)
-            kafka = self._kafka(scenario, stack, directory / "kafka")
-            redis = stack.enter_context(scenario.redis(directory / "redis"))
+            try:
+                kafka = self._kafka(scenario, stack, directory / "kafka")
+                redis = stack.enter_context(scenario.redis(directory / "redis"))
+            except DevStackError as error:  # nothing has begun, and the next scenario is to run
+                result = Result(scenario.name, faults=[str(error)])
+                result.judge()
+                return result
             scene = self._scene(scenario, kafka, redis, directory, quick=quick, seed=seed)
             stack.callback(scene.close)
             return self._perform(scenario, scene)

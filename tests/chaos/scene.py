@@ -334,8 +334,10 @@ class Scene:
         self.tell(f"disturbance: {what}")
         done = Disturbance(what, time.monotonic())
         self.disturbances.append(done)
-        yield done
-        done.ended = time.monotonic()
+        try:
+            yield done
+        finally:
+            done.ended = time.monotonic()
 
     # Waiting.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -19,6 +20,10 @@ from scenarios import SCENARIOS, Messages, Promise, Result, Scenario, Stage, cho
 from scene import Scene, running_with
 from servers import Kafka, RedisServer, WaitFor
 from witnesses import NEVER, Ledgers, Stream, payload
+
+from flowkit.errors import DevStackError
+
+ROOT = Path(__file__).parents[2]
 
 chaos.load_scenarios()
 QUICK = [each.name for each in chosen([], quick=True)]
@@ -122,6 +127,26 @@ def test_a_process_that_ends_unasked_breaks_the_scenario_and_none_is_left(stage:
     assert any(fault.startswith("consumer-1 ended by itself, with -9") for fault in result.faults)
     assert running_with(f"CHAOS_LEDGER={scenes[0].env['CHAOS_LEDGER']}") == []
     assert not scenes[0].directory.exists()
+
+
+def test_a_server_that_does_not_start_breaks_its_scenario_and_the_next_one_is_to_run(stage: Stage) -> None:
+    class Absent:
+        def __init__(self, _: Path) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            raise DevStackError("there is no disk for it")
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    result = stage.perform(dataclasses.replace(made(lambda _: None, Promise()), kafka=Absent), quick=False, seed=1)
+    assert result.faults == ["nothing was disturbed", "nothing was sent", "there is no disk for it"]
+
+
+def test_the_documentation_names_each_scenario() -> None:
+    page = (ROOT / "docs" / "chaos.md").read_text()
+    assert [name for name in SCENARIOS if f"| `{name}` |" not in page] == []
 
 
 def test_a_scenario_has_a_deadline(stage: Stage) -> None:
