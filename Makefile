@@ -3,6 +3,9 @@
 # make docs    the documentation, as a site in build/site
 # make bench   every benchmark; bench-inline and bench-queue run one of them
 # make soak    1,000,000 messages through the queue, with SIGKILLs every few seconds; SOAK="--workers rq --seed 7" for more
+# make chaos   a million messages and more, while processes, Kafka and Redis are killed: under an hour; CHAOS="--list" for more
+# make fuzz    the tests of tests/fuzz with many more examples, new ones each time; FUZZ=50000 for even more
+# make audit   known vulnerabilities in what flowkit needs, and whether the lowest versions it allows work
 # make lint types format clean
 
 PYTHON ?= python3
@@ -10,7 +13,7 @@ VENV ?= .venv
 PROCESSES ?= 3
 BIN = $(VENV)/bin
 
-.PHONY: demo test docs lint format types bench bench-inline bench-queue soak clean
+.PHONY: demo test docs lint format types bench bench-inline bench-queue soak chaos fuzz audit clean
 
 # Each set of packages has a stamp: the demo needs few of them, the tests many.
 $(VENV)/.%: setup.cfg setup.py
@@ -57,6 +60,18 @@ bench-queue: $(VENV)/.bench
 
 soak: $(VENV)/.test
 	$(BIN)/python -W ignore tests/chaos/soak.py $(SOAK)
+
+chaos: $(VENV)/.test
+	$(BIN)/python -W ignore tests/chaos/chaos.py $(CHAOS)
+
+FUZZ ?= 5000
+
+fuzz: $(VENV)/.test
+	FLOWKIT_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz
+
+audit: $(VENV)/.test
+	$(BIN)/python .ci/audit.py
+	$(BIN)/python .ci/audit.py --lowest
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
