@@ -7,30 +7,24 @@ at any moment between two turns.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer, Unreadable
-from .deadletters import send as send_letter
 from .dispatch import Handling, Until
 from .errors import (
-    BrokerUnavailable,
     ConfigurationError,
-    DeliveryError,
     FlowkitError,
-    MessagesGone,
-    PoisonMessage,
     Stopped,
-    is_passing,
 )
+from .failing import Failing
 from .inline import Inline
 from .loan import Loan
-from .message import Partition, Record, about, place, places
+from .lookout import Lookout
+from .message import Partition, Record, places
 from .producer import Producer
 from .retry import Retry
 from .settings import Settings
@@ -51,13 +45,8 @@ transactions too."""
 MOST_OF_ALL = 50_000
 """Messages of one poll in any case: Redis takes a million arguments in a call at most, and a job has twenty."""
 
-CREATE = "create it (`flowkit topics --create`)"
-
 RECONNECT = Retry(first=0.5, cap=15.0)
 """Waits between attempts to reach brokers or Redis."""
-
-SILENCE, LONGEST_SILENCE = 5.0, 60.0
-"""Seconds without a broker after which it is said that there is none, and said again, at most."""
 
 SHORTEST_SLICE = 0.05
 """Seconds that handlers run at least before what they did is looked at, however short the commit interval is."""
@@ -139,9 +128,9 @@ class Consumer:
         self._commit_at = 0.0
         self.since_commit = 0
         self._reconnects = 0
-        self._topic_ids: dict[str, str | None] = {}
         self._behind: dict[Partition, int] = {}
-        self._touched_at = self._tell_at = 0.0
+        self.lookout = Lookout(self)
+        self.failing = Failing(self)
         self.inline = Inline(self)
         self.queueing = self._make_queueing(job_queue)
         self._gathers = not any(handling.inline for handling in handlings.values())
@@ -203,14 +192,14 @@ class Consumer:
         self.received = time.time()
         self.poll_by = self.clock_starts() + self.longest_batch
         self.joined = client.joined()
-        self._look_for_brokers(client)
+        self.lookout.for_brokers(client)
         self.batch = batch
         self.left.clear()
         if self.new:
             self.welcome()
         if unreadable is not None:
-            self._set_aside(unreadable)
-        anew = self._look_at_ids(client)
+            self.lookout.set_aside(unreadable)
+        anew = self.lookout.for_other_topics(client)
         queueing = self.queueing
         if queueing is not None:
             queueing.begin_turn()
@@ -246,9 +235,7 @@ class Consumer:
             client = self.make_client(self._client_settings, self.group)
             self._client = client
             client.subscribe(sorted(self.handlings), self)
-            self._look_for_topics(client)
-            self._touched_at = time.monotonic()
-            self._tell_at = self._touched_at + SILENCE
+            self.lookout.begin(client)
         return self._client
 
     @property
@@ -259,66 +246,9 @@ class Consumer:
 
         return of_committed(self.settings)
 
-    def _look_for_topics(self, client: ConsumerClient) -> None:
-        """Says which topics are missing, before the first message finds out."""
-        answers = {topic for handling in self.handlings.values() for topic in handling.sends_to}
-        missing = client.missing_topics(sorted(answers | set(self.handlings)))
-        for topic in missing:
-            what = f"handlers send to it: {CREATE}, or their messages fail and wait"
-            if topic in self.handlings:
-                what = self._waits_for_it
-            self._tell_topic(topic, f"there is no topic {topic!r} on the brokers; {what}")
-
-    @property
-    def _waits_for_it(self) -> str:
-        return f"group {self.group!r} waits for it: {CREATE}, and it is consumed within half a minute"
-
-    def _tell_topic(self, topic: str, message: str) -> None:
-        error = ConfigurationError("missing topic")
-        self.monitor.notice_error("topics", error, message=message, topic=topic, group=self.group)
-
-    def _look_for_brokers(self, client: ConsumerClient) -> None:
-        """Says that none answers, now and then: an idle client finds nothing to complain of."""
-        now = time.monotonic()
-        silent = now - self._touched_at
-        if client.in_touch():
-            if self._tell_at > self._touched_at + SILENCE:  # it was told
-                self.monitor.notice("recovered", message="Kafka answers again", group=self.group)
-            self._touched_at, self._tell_at = now, now + SILENCE
-        elif now >= self._tell_at:
-            self._tell_at = now + min(silent, LONGEST_SILENCE)
-            error = BrokerUnavailable(f"no broker has answered for {silent:.0f} s")
-            what = f"group {self.group!r}: {error}; it waits for one that leads the group, nothing is lost"
-            self.monitor.notice_error("broker", error, message=what, group=self.group)
-
-    def _look_at_ids(self, client: ConsumerClient) -> set[Partition]:
-        """Sees which topics were deleted since the last turn, and which are others of the same name: these are read from their
-        first message on. Gives their partitions, of which the batch in hand may be from anywhere.
-        """
-        ids = {topic: client.topic_id(topic) for topic in self.handlings}
-        before, self._topic_ids = self._topic_ids, ids
-        anew: set[Partition] = set()
-        if ids == before:
-            return anew
-        for topic in self.handlings:
-            if ids[topic] is None and before.get(topic) is not None:
-                self._tell_topic(topic, f"there is no topic {topic!r} on the brokers any more; {self._waits_for_it}")
-        for partition, track in list(self.tracks.items()):
-            now = ids[partition.topic]
-            if now is None or track.topic_id is None:
-                track.topic_id = track.topic_id or now
-            elif now != track.topic_id:
-                anew.add(partition)
-                self._read_anew(partition, Track(topic_id=now, held=track.held))
-        for topic in sorted({partition.topic for partition in anew}):
-            self._tell_topic(
-                topic,
-                f"the topic {topic!r} was deleted and made anew; group {self.group!r} reads the new one from its first message",
-            )
-        return anew
-
-    def _read_anew(self, partition: Partition, track: Track) -> None:
-        self.tracks[partition] = track
+    def read_anew(self, partition: Partition, topic_id: str) -> None:
+        """Its topic is another one now, of the same name: starts at the first message."""
+        track = self.tracks[partition] = Track(topic_id=topic_id, held=self.tracks[partition].held)
         self.client.seek(partition, 0)
         if not track.held:
             self.client.resume(partition)
@@ -364,128 +294,6 @@ class Consumer:
             raise FlowkitError(
                 f"{places([partition])} gave messages, but was not assigned to this consumer"
             ) from None
-
-    # Failure: this partition alone waits, and the message is tried again, for ever or until it is let go.
-
-    def failed(self, handling: Handling, track: Track, record: Record, error: Exception) -> bool:
-        """True if the message is done with: its dead letter was sent, or it is skipped. Else its partition waits, and starts
-        with it.
-        """
-        track.count(record.offset)
-        attempt, retry = track.attempt, handling.retry
-        ends = retry.ends(attempt, error)
-        last = ends and handling.on_poison is not None
-        delay = retry.delay(track.waits)
-        self.monitor.notice_error(
-            "failed",
-            error,
-            message=self._what_failed(handling, record, error, attempt, delay, last=last, ends=ends),
-            traceback=attempt == 1 and not isinstance(error, FlowkitError),
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            group=self.group,
-            attempt=attempt,
-            last=last,
-        )
-        where = Partition(record.topic, record.partition)
-        with self.loan if self.may_keep(where) else contextlib.nullcontext():
-            handling.failed(record, error, attempt, self.received, last=last)
-        if where in self.left:
-            return False
-        if last and self._let_go(handling, record, error, attempt):
-            track.done = record.offset + 1
-            track.failed_at = None
-            return True
-        self.put_back(where, track, record.offset, delay)
-        track.attempt = attempt if is_passing(error) else attempt + 1  # Kafka's absence is no fault of the message
-        if not (last and self.stopping_for):
-            self.monitor.notice("retried", **about(record, self.group), attempt=track.attempt, delay=delay)
-        return False
-
-    def _what_failed(
-        self,
-        handling: Handling,
-        record: Record,
-        error: Exception,
-        attempt: int,
-        delay: float,
-        *,
-        last: bool,
-        ends: bool,
-    ) -> str:
-        if last:
-            then = {"stop": "the application stops", "skip": "it is skipped"}.get(
-                handling.on_poison or "", f"goes to {handling.dead_letter}"
-            )
-        else:
-            then = f"again in {delay:.1f} s; partition {record.partition} of {record.topic} waits, nothing is skipped"
-            if ends:
-                then += "; to let such messages go, name a topic for them: dead_letter=..."
-        what = "failed in" if handling.inline else "could not be queued for"
-        where = f"{place(record)} {what} {handling.route.name}, attempt {attempt}"
-        return f"{where}, {then}: {type(error).__name__}: {error}"
-
-    def _let_go(self, handling: Handling, record: Record, error: Exception, attempt: int) -> bool:
-        """What becomes of a message that failed for the last time. False if it stays where it is."""
-        if handling.on_poison == "skip":
-            self.monitor.notice_error("skipped", error, **handling.skipped(record, error, attempt))
-            return True
-        if handling.on_poison == "stop":
-            self._stop_for(
-                PoisonMessage(
-                    f"{place(record)} failed in {handling.route.name}, attempt {attempt}, and on_poison='stop': its offset"
-                    f" is not committed, and it comes first at the next start: {type(error).__name__}: {error}"
-                )
-            )
-            return False
-        return self._bury(handling, record, error, attempt)
-
-    def _bury(self, handling: Handling, record: Record, error: Exception, attempt: int) -> bool:
-        letter = handling.dead(record, error, attempt)
-        try:
-            send_letter(self.inline.sender(record), letter)
-        except (DeliveryError, BrokerUnavailable) as problem:
-            what = f"{place(record)} waits, because its dead letter could not be sent: {problem}"
-            self.monitor.notice_error("delivery", problem, message=what, topic=letter.topic)
-            return False
-        self.monitor.notice("dead", **about(record, self.group), attempt=attempt, dead_letter=letter.topic)
-        if (limit := handling.count_dead()) is not None:
-            self._stop_for(limit)
-        return True
-
-    def _stop_for(self, reason: Stopped) -> None:
-        """Ends the loop after the message in hand; then ``run`` raises the reason."""
-        self.stopping_for = self.stopping_for or reason
-        self.stop()
-
-    def _set_aside(self, found: Unreadable) -> None:
-        """A partition waits whose next record cannot be read; it may be better in a while."""
-        partition, offset = found.partition, found.offset
-        track = self.tracks.get(partition)
-        if track is None:  # it has left meanwhile
-            return
-        track.count(offset)
-        delay = self.reconnect.delay(track.waits)
-        self.client.pause(partition)
-        track.resume_at = time.monotonic() + delay
-        where, group = f"{places([partition])}@{offset}", self.group
-        behind = "OFFSET"
-        if found.following is not None:
-            behind = str(found.following)
-            where += f" to {found.following - 1}" if found.following - 1 > offset else ""
-        self.monitor.notice_error(
-            "unreadable",
-            found.reason,
-            message=f"{where} cannot be read: {found.reason}{_how_to_unpack(found.reason)}. It is tried again in {delay:.1f} s;"
-            f" its partition waits, the others go on. To pass over it, stop every process of the group, and:"
-            f" kafka-consumer-groups --bootstrap-server ... --group {group} --topic {partition.topic}:{partition.partition}"
-            f" --reset-offsets --to-offset {behind} --execute; it is lost then",
-            topic=partition.topic,
-            partition=partition.partition,
-            offset=offset,
-            group=self.group,
-        )
 
     def put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
         track.done = offset
@@ -609,29 +417,6 @@ class Consumer:
                 self._lost[partition] = track
         self._forget(partitions)
 
-    def moved(self, partition: Partition, before: int, after: int) -> None:
-        where = f"{places([partition])}@{before}"
-        if after > before:
-            text = (
-                f"{where} is gone: it was deleted, by retention or by hand, before group {self.group!r} read it. The group goes"
-                f" on at offset {after}; up to {after - before} messages are lost"
-            )
-        else:
-            text = (
-                f"{where} is not there: the topic was made anew, or its brokers have lost its end. Group {self.group!r} goes on"
-                f" at offset {after}"
-            )
-        self.monitor.notice_error(
-            "gone",
-            MessagesGone(text),
-            message=text,
-            topic=partition.topic,
-            partition=partition.partition,
-            offset=before,
-            count=max(0, after - before),
-            group=self.group,
-        )
-
     def _forget(self, partitions: Sequence[Partition]) -> None:
         for partition in partitions:
             track = self.tracks.pop(partition, None)
@@ -640,6 +425,9 @@ class Consumer:
         self.new = [partition for partition in self.new if partition not in partitions]
         if self.queueing is not None:
             self.queueing.forget(partitions)
+
+    def moved(self, partition: Partition, before: int, after: int) -> None:
+        self.lookout.tell_gone(partition, before, after)
 
     def may_keep(self, partition: Partition) -> bool:
         """Whether one that left while a message of it was in hand, and came back, may go on with what is known of it."""
@@ -722,9 +510,3 @@ class Consumer:
                 self.monitor.notice_error("stop", error, group=self.group)
         self._drop_client(min(5.0, self.settings.shutdown_timeout))
         self.clean = self.clean and not self._refused and not self._behind
-
-
-def _how_to_unpack(reason: Exception) -> str:
-    """The package that kafka-python lacks for a compression, if that is all."""
-    found = re.search("Libraries for (lz4|snappy|zstd) compression codec not found", str(reason))
-    return f" (pip install 'kafka-python[{found[1]}]', and start it again)" if found else ""

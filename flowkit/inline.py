@@ -62,7 +62,7 @@ class Inline:
                 # what its partition has waiting goes first: with its dead letter the offset moves on
                 if handling.transactional and (partition in self.settle() or partition in loop.left):
                     break
-                if not loop.failed(handling, track, records[at], error):
+                if not loop.failing.failed(handling, track, records[at], error):
                     break
                 at += 1
                 continue
@@ -123,7 +123,7 @@ class Inline:
             if partition in loop.left:  # while a hook took long
                 continue
             track = loop.track(partition)
-            if loop.failed(loop.handlings[record.topic], track, record, problem):
+            if loop.failing.failed(loop.handlings[record.topic], track, record, problem):
                 loop.client.seek(partition, record.offset + 1)
         return set(failed)
 

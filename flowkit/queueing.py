@@ -202,7 +202,7 @@ class Queueing:
                 loop.tell_consumed(partition, counts[partition])
                 if partition in failed:
                     record, problem = failed[partition]
-                    if loop.failed(loop.handlings[partition.topic], track, record, problem):
+                    if loop.failing.failed(loop.handlings[partition.topic], track, record, problem):
                         loop.client.seek(partition, record.offset + 1)
                         self._pass(partition, record)
         before, self._took_at = self._took_at, time.monotonic()

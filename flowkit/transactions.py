@@ -161,7 +161,7 @@ class Transactions:
         for partition, (_, track, record, _) in first.items():
             if partition in loop.left:  # while a hook took long
                 continue
-            if loop.failed(loop.handlings[record.topic], track, record, error):
+            if loop.failing.failed(loop.handlings[record.topic], track, record, error):
                 loop.client.seek(partition, record.offset + 1)
         return set(first)
 

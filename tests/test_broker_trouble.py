@@ -625,9 +625,9 @@ def test_a_codec_that_is_not_installed_is_named_with_its_package(clock: Clock) -
     loop.put("a", 0)
     loop.turn()
     problem = UnsupportedCodecError("Libraries for lz4 compression codec not found")
-    loop.consumer._set_aside(Unreadable(Partition("a", 0), 1, None, problem))
+    loop.consumer.lookout.set_aside(Unreadable(Partition("a", 0), 1, None, problem))
     assert "pip install 'kafka-python[lz4]'" in loop.events.errors[0][2]
-    loop.consumer._set_aside(Unreadable(Partition("a", 1), 1, None, problem))  # one that has left meanwhile
+    loop.consumer.lookout.set_aside(Unreadable(Partition("a", 1), 1, None, problem))  # one that has left meanwhile
     assert len(loop.events.errors) == 1
 
 

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from rq import get_current_job
+from runs import Ledger
 
 from flowkit import Flowkit, Message, Retry
 
@@ -28,21 +29,7 @@ app = Flowkit(
 )
 
 
-class Ledger:
-    """The file of this process. A horse is forked from a process that may have one already, so it is looked at each time."""
-
-    def __init__(self) -> None:
-        self.pid = self.file = -1
-
-    def write(self, line: bytes) -> None:
-        pid = os.getpid()
-        if pid != self.pid:
-            name = f"{LEDGER}/{pid}-{time.monotonic_ns()}"
-            self.pid, self.file = pid, os.open(name, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY)
-        os.write(self.file, line)
-
-
-ledger = Ledger()
+ledger = Ledger(LEDGER)
 
 
 @app.topic(os.environ["LEDGER_IN"], group=os.environ["LEDGER_IN"])
