@@ -32,6 +32,9 @@ from .kafka_refusals import FORBIDDEN
 
 logger = logging.getLogger(__name__)
 
+SHORTEST_JOIN = 0.1
+"""Seconds that a poll waits at least while a join is under way."""
+
 REFUSED = (
     kafka_errors.CommitFailedError,
     kafka_errors.RebalanceInProgressError,
@@ -114,6 +117,8 @@ class Consumer:
             # A poll that ended within a rejoin that new metadata had asked for: kafka-python would forget that one is under
             # way, never look at the answer, and be a member without partitions for ever.
             coordinator.rejoin_needed = True
+            # And it throws away a join that ends between two polls, to begin another one: this one is waited for.
+            timeout = max(timeout, SHORTEST_JOIN)
         try:
             records: Mapping[Partition, Sequence[Record]] = self._poll(timeout_ms=_ms(timeout), max_records=most)
         except (kafka_errors.KafkaConnectionError, *FORBIDDEN) as error:
