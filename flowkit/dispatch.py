@@ -399,7 +399,12 @@ class Handling:
     def entries(self, records: Sequence[Record], received: float) -> list[Entry]:
         """``entry`` for the untouched values of many records."""
         most = self.max_message_bytes
-        if self.interchanger is not Plain or any(_size(r.key, r.value, r.headers) > most for r in records):
+        large = (
+            r
+            for r in records
+            if (r.key or r.headers or len(r.value or b"") > most) and _size(r.key, r.value, r.headers) > most
+        )
+        if self.interchanger is not Plain or any(large):
             return [self.entry(record, received, record.value) for record in records]
         topic = self.topic
         return [(topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers, received) for r in records]
