@@ -260,16 +260,22 @@ def create_topics(hosts: str, partitions: dict[str, int]) -> None:
         admin.wait_for_topics(list(partitions))
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nothing uses now.
 
     It lies below those that systems give to outgoing connections (from 32768 on Linux, 49152 on macOS):
-    there, a client that keeps connecting to a server which is down can be given the server's own port.
+    there, a client that keeps connecting to a server which is down can be given the server's own port. No port is given twice
+    in a process, as a server takes a while until it uses its own; and other processes are given others, whatever their seeds.
     """
-    for port in random.sample(range(20_000, 32_000), 100):
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with contextlib.suppress(OSError):
-            _bind(port)
-            return port
+            if port not in _given:
+                _bind(port)
+                _given.add(port)
+                return port
     raise DevStackError(f"no free port was found in 20000 to 32000 of {HOST}: give one yourself.")
 
 

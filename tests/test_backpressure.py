@@ -16,11 +16,8 @@ from redis import Redis as RealRedis
 from rq import Queue
 from servers import Kafka, MakeTopic, RedisServer, WaitFor
 from support import an_entry, put_jobs
-from test_consumer import A, Clock, Loop, Redis, jobs, make_app
+from test_consumer import A, Clock, Loop, Redis, jobs, make_app, stopped_clock
 
-import flowkit.consumer
-import flowkit.dispatch
-import flowkit.queueing
 from flowkit import Flowkit, Message
 from flowkit.backlog import backlog
 from flowkit.jobqueue import JobQueue
@@ -29,11 +26,7 @@ from flowkit.message import Partition
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in (flowkit.consumer, flowkit.dispatch, flowkit.queueing):
-        monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
-    return clock
+    return stopped_clock(monkeypatch)
 
 
 class Backlog(Redis):

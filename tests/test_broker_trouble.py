@@ -33,11 +33,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import UnsupportedCodecError
 from processes import Process
 from servers import ApacheKafka, WaitFor, why_not_apache_kafka
-from test_consumer import Clock, Loop, make_app, recorder
+from test_consumer import Clock, Loop, make_app, recorder, stopped_clock
 
-import flowkit.consumer
-import flowkit.dispatch
-import flowkit.queueing
 from flowkit import Retry, Settings
 from flowkit.clients import Unreadable
 from flowkit.clients.kafka_options import CONSUMER
@@ -575,11 +572,7 @@ def test_a_producer_neither_doubles_nor_reorders_while_the_broker_is_killed(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in (flowkit.consumer, flowkit.dispatch, flowkit.queueing):
-        monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
-    return clock
+    return stopped_clock(monkeypatch)
 
 
 def test_what_cannot_be_read_is_tried_again_ever_more_seldom_and_goes_on_when_it_can(clock: Clock) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import flowkit.consumer
 import flowkit.dispatch
+import flowkit.lookout
 import flowkit.queueing
 from flowkit import Flowkit, Message, Retry
 from flowkit.clients import CommitRefused
@@ -208,13 +209,18 @@ class Loop:
         return [int(record.value or b"-1") for record in self.broker.records(topic)]
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of every loop from now on: it moves when a test says so, and polls do not wait."""
     clock = Clock()
-    for module in (flowkit.consumer, flowkit.dispatch, flowkit.queueing):
+    for module in (flowkit.consumer, flowkit.dispatch, flowkit.lookout, flowkit.queueing):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
     return clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return stopped_clock(monkeypatch)
 
 
 def make_app(**settings: Any) -> Flowkit:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from test_consumer import NOWAIT, A, Clock, Loop, Redis, jobs, make_app
+from test_consumer import NOWAIT, A, Clock, Loop, Redis, jobs, make_app, stopped_clock
 
 import flowkit.consumer
 import flowkit.dispatch
@@ -90,11 +90,7 @@ class Durable(Redis):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in (flowkit.consumer, flowkit.dispatch, flowkit.queueing):
-        monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
-    return clock
+    return stopped_clock(monkeypatch)
 
 
 def durable_app(topic: str = "a", **options: Any) -> Flowkit:

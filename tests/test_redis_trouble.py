@@ -24,11 +24,8 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry as RedisRetry
 from servers import ChosenRedis, WaitFor
 from support import an_entry, messages_of
-from test_consumer import Clock, Events, Loop, make_app
+from test_consumer import Clock, Events, Loop, make_app, stopped_clock
 
-import flowkit.consumer
-import flowkit.dispatch
-import flowkit.queueing
 from flowkit import upkeep
 from flowkit.errors import RedisUnavailable
 from flowkit.jobqueue import JobQueue, Pack
@@ -40,11 +37,7 @@ QUEUE = "rq:queue:default"
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in (flowkit.consumer, flowkit.dispatch, flowkit.queueing):
-        monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
-    return clock
+    return stopped_clock(monkeypatch)
 
 
 @pytest.fixture(scope="module")
