@@ -29,6 +29,10 @@ def pay(payment: dict[str, int]) -> None:
         raise InvoiceUnknown(payment["invoice"])  # to payments.dead at once
 
 
+@app.topic("mails", retry_topic="{topic}.retry")  # one that fails does not hold up the others
+def mail(mail: dict[str, str]) -> None: ...
+
+
 @app.topic("clicks", on_poison="skip")  # not worth keeping
 def count(click: dict[str, str]) -> None: ...
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 
 from .coroutines import close_loop, finish
 from .deadletters import check_ways
-from .dispatch import Handling
+from .dispatch import Handling, check_retry_topics
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
 from .message import Abort, about, place
 from .monitor import EVENTS, Guard, Monitor
@@ -433,6 +433,7 @@ class Flowkit:
             for topic, route in self._routes.items()
         }
         check_ways({topic: handling.dead_letter for topic, handling in handlings.items()})
+        check_retry_topics(handlings)
         return handlings
 
     # Running.

@@ -27,6 +27,7 @@ from .lookout import Lookout
 from .message import Partition, Record, places
 from .producer import Producer
 from .retry import Retry
+from .retrytopics import left_over, with_retry_topics
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Track:
     attempt: int = 1
     waits: int = 0
     topic_id: str | None = None
+    awaited: int | None = None
 
     def attempt_of(self, record: Record) -> int:
         """The number of the next attempt: one message, the first that is not done, may have failed before."""
@@ -97,7 +99,7 @@ class Consumer:
         job_queue: JobQueue | None = None,
     ) -> None:
         self.group = group
-        self.handlings = handlings
+        self.handlings = with_retry_topics(handlings)
         self.settings = settings
         self.monitor = monitor
         self.producer = producer
@@ -234,6 +236,7 @@ class Consumer:
             self.inline.open()
             client = self.make_client(self._client_settings, self.group)
             self._client = client
+            self.handlings.update(left_over(self.handlings, client))
             client.subscribe(sorted(self.handlings), self)
             self.lookout.begin(client)
         return self._client
@@ -440,10 +443,21 @@ class Consumer:
         for partition in new:
             self.tracks[partition] = self._taken_up(partition) or Track()
             self.tracks[partition].topic_id = self.client.topic_id(partition.topic)
+            if self.handlings[partition.topic].due_after is not None:
+                self._leave_none_out(partition)
             self.client.resume(partition)  # the client keeps the pause of a partition that leaves and comes back
             if self.queueing is not None:
                 self.queueing.welcome(partition)
         self.new = []
+
+    def _leave_none_out(self, partition: Partition) -> None:
+        """What waits in a retry topic is read from its first message on, wherever a group without offsets begins."""
+        if self.settings.kafka.options.get("auto_offset_reset", "earliest") == "earliest":
+            return
+        if self.client.committed(partition) is None:
+            self.client.seek(partition, self.client.first_offset(partition))
+            if partition in self.batch:
+                self.left[partition] = self.tracks[partition]
 
     def _taken_up(self, partition: Partition) -> Track | None:
         """What was done of a partition that was lost before it could be committed, if nobody has committed anything since.

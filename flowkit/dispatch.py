@@ -12,7 +12,8 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -68,6 +69,9 @@ LOADED_BYTES = "flowkit:bytes"
 SHARDS = 4
 """Queues of an ordered route, if it does not say how many: each of them needs a worker process."""
 
+MOST_RETRY_TOPICS = 20
+"""Different waits between the attempts of one route that retry topics may be made for."""
+
 LONGEST_JOB = 1.0
 """Seconds that a job of many messages may take in any case; ten times ``job_seconds``, if that is more."""
 
@@ -104,8 +108,18 @@ class Until:
         self.at = self.began = 0.0
 
 
+class RetryTopic(NamedTuple):
+    """Where messages wait for their next attempt, each for ``wait`` seconds."""
+
+    topic: str
+    wait: float
+
+
 class Handling:
     """A route made ready: every option final, the signature read, the payload's decoder made."""
+
+    due_after: float | None = None
+    """Seconds that its messages wait from when they were written until they are handled: those of a retry topic do."""
 
     def __init__(
         self,
@@ -126,6 +140,7 @@ class Handling:
         self.worker = route.worker
         self.shards = _shards(route, self.queue) if route.ordered and not self.inline else ()
         self.retry = route.retry if isinstance(route.retry, Retry) else settings.retry
+        self.retry_topics = _retry_topics(route, settings, self.group, self.retry, inline=self.inline)
         self.on_poison, self.dead_letter = _end_of(route, settings, self.group, inline=self.inline)
         self.dead_letter_limit = route.dead_letter_limit or settings.dead_letter_limit
         self.dead_in_a_row = 0
@@ -194,7 +209,8 @@ class Handling:
     @property
     def sends_to(self) -> set[str]:
         """Every topic that a message of this route may lead to, its dead letter's too."""
-        return {*self.all_declarations, *((self.dead_letter,) if self.dead_letter else ())}
+        others = [self.dead_letter] if self.dead_letter else []
+        return {*self.all_declarations, *others, *(topic for topic, _ in self.retry_topics)}
 
     def _calls(self) -> tuple[Run, Run]:
         """The shortest ways through this route, with hooks (in the consumer) and without (in a worker): hooks, ``Message`` and
@@ -456,6 +472,14 @@ class Handling:
         except (TypeError, ValueError) as error:
             raise self._not_queued(params) from error
 
+    def original(self, record: Record) -> tuple[Record, int]:
+        """The message that a record is, and how often it had failed before it was written there."""
+        return record, 0
+
+    def retry_topic(self, attempt: int) -> RetryTopic:
+        """Where a message waits after the failure of attempt number ``attempt``."""
+        return self.retry_topics[min(attempt, len(self.retry_topics)) - 1]
+
     def dead(self, record: Record, error: Exception, attempts: int) -> Response:
         """The dead letter for a record."""
         assert self.dead_letter is not None
@@ -514,6 +538,53 @@ def _check_transactional(route: Route, settings: Settings, *, inline: bool) -> N
             f"{where}: transactional=True needs kafka.isolation_level to be read_committed, which it is in this group if"
             " nothing is said: else a partition that comes from another consumer would be read from too early an offset"
         )
+
+
+def _retry_topics(
+    route: Route, settings: Settings, group: str, retry: Retry, *, inline: bool
+) -> tuple[RetryTopic, ...]:
+    """The topics where messages of a route wait, one for each wait of ``retry``. Raises ``ConfigurationError``."""
+    pattern = settings.retry_topic if route.retry_topic is None else route.retry_topic
+    where = f"topic {route.topic!r}"
+    if not pattern or (route.retry_topic is None and not inline):
+        return ()
+    if not inline:
+        raise ConfigurationError(
+            f"{where}: retry_topic= is for routes with inline=True; a message of this one that fails waits in RQ, and holds up"
+            " no other. Leave it out"
+        )
+    waits = list(islice(retry.waits(), MOST_RETRY_TOPICS + 1))
+    if not waits and route.retry_topic:
+        raise ConfigurationError(
+            f"{where}: retry_topic= is for messages that are tried again, and retry= has one attempt only; remove one"
+        )
+    if len(waits) > MOST_RETRY_TOPICS:
+        raise ConfigurationError(
+            f"{where}: each wait between attempts has a retry topic of its own, and {retry} are more than"
+            f" {MOST_RETRY_TOPICS} different ones: give Retry(...) a larger factor=, a smaller cap=, or fewer attempts="
+        )
+    stem = filled(pattern, route.topic, group)
+    return tuple(
+        RetryTopic(check_name("topic", f"{stem}.{number}"), wait) for number, wait in enumerate(waits, start=1)
+    )
+
+
+def check_retry_topics(handlings: Mapping[str, Handling]) -> None:
+    """Raises ``ConfigurationError`` where something else than the waiting messages of one route would be in a retry topic."""
+    dead = {handling.dead_letter for handling in handlings.values()}
+    owners: dict[str, str] = {}
+    for topic, handling in handlings.items():
+        for own, _ in handling.retry_topics:
+            why = None
+            if own in owners:
+                why = f"topic {owners[own]!r} has it already: write {{topic}} in its name"
+            elif own in handlings:
+                why = "it has a handler of its own: give it another name"
+            elif own in dead:
+                why = "dead letters go there: give it another name"
+            if why:
+                raise ConfigurationError(f"topic {topic!r}: {own!r} cannot be a retry topic of it, because {why}")
+            owners[own] = topic
 
 
 def _end_of(route: Route, settings: Settings, group: str, *, inline: bool) -> tuple[str | None, str | None]:

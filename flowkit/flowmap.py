@@ -34,7 +34,7 @@ class Node:
 
     @property
     def queued(self) -> bool:
-        return self.kind == "handler" and self.runs != "inline"
+        return self.kind == "handler" and not self.runs.startswith("inline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,8 @@ def flow_map(app: Flowkit) -> FlowMap:
     for topic, handling in handlings:
         handler = f"handler:{topic}"
         about = f"{_where(handling.route)}; group {handling.group}; {_attempts(handling)}"
+        if handling.retry_topics:
+            about += f", between them in {', '.join(waiting for waiting, _ in handling.retry_topics)}"
         handlers.append(Node(handler, "handler", handling.route.name, runs(handling), about))
         topics[topic] = None
         edges.append(Edge(f"topic:{topic}", handler, "in"))
@@ -115,6 +117,7 @@ def rows(app: Flowkit) -> list[dict[str, Any]]:
                 {"topic": d.topic, "required": d.required, "multiple_usage": d.multiple_usage}
                 for d in _responses(handling)
             ],
+            "retry_topics": [waiting for waiting, _ in handling.retry_topics],
             "dead_letter": handling.dead_letter,
         }
         for topic, handling in sorted(app.handlings.items())
@@ -124,6 +127,7 @@ def rows(app: Flowkit) -> list[dict[str, Any]]:
 def leads_to(handling: Handling) -> list[tuple[str, str]]:
     """Each topic that a route sends to, and when and how often, in words."""
     found = [(d.topic, f"{d.when}, {d.how_many}") for d in _responses(handling)]
+    found += [(waiting, f"failed ones, for {wait:g} s") for waiting, wait in handling.retry_topics]
     if handling.dead_letter:
         found.append((handling.dead_letter, f"dead letters, after {_attempts(handling)}"))
     return found

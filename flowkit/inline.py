@@ -5,6 +5,7 @@ It is part of ``Consumer``, and runs on its thread only.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from .message import Partition, Record
 from .responses import Response
 
 if TYPE_CHECKING:
-    from .consumer import Consumer
+    from .consumer import Consumer, Track
     from .transactions import Transactions
 
 
@@ -38,6 +39,10 @@ class Inline:
         track = loop.track(partition)
         if not loop.may_start(partition, track, records[0]):
             return
+        if handling.due_after is not None:
+            records = self._due(partition, track, records, handling.due_after)
+            if not records:
+                return
         if track.begun is None:
             track.begun = records[0].offset
         send = self._send
@@ -62,15 +67,35 @@ class Inline:
                 # what its partition has waiting goes first: with its dead letter the offset moves on
                 if handling.transactional and (partition in self.settle() or partition in loop.left):
                     break
-                if not loop.failing.failed(handling, track, records[at], error):
+                if not loop.failing.failed(handling, track, records[at], error, send):
                     break
                 at += 1
+                loop.since_commit += 1
                 continue
             if at == len(records) or loop.stopping:
                 break
             if not self._pause_for_breath(partition, records[at]):
                 break
         loop.tell_consumed(partition, at)
+
+    def _due(self, partition: Partition, track: Track, records: Sequence[Record], wait: float) -> Sequence[Record]:
+        """The messages of a retry topic that have waited. The others come again, when the first of them is due."""
+        loop = self.loop
+        now = time.time()
+        waited = records[0].offset == track.awaited
+        for at, record in enumerate(records):
+            left = record.timestamp / 1000 + wait - now
+            if left <= 0 or (
+                waited and left > wait
+            ):  # the clock was set back since, by which it would wait for hours
+                continue
+            if at:
+                loop.client.seek(partition, record.offset)
+            else:
+                track.awaited = record.offset
+                loop.put_back(partition, track, record.offset, min(left, wait))
+            return records[:at]
+        return records
 
     def _pause_for_breath(self, partition: Partition, following: Record) -> bool:
         """In the middle of a batch: settles and commits what is due. False if the rest of the batch is polled again."""

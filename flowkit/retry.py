@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 from .errors import ParserError, is_passing
@@ -78,11 +79,23 @@ class Retry(Frozen):
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the failure of attempt number ``attempt`` (1 is the first)."""
+        return self._wait(attempt) * (1 - self.jitter * random.random())
+
+    def _wait(self, attempt: int) -> float:
         try:
-            wait = min(self.first * float(self.factor) ** (attempt - 1), self.cap)
+            return min(self.first * float(self.factor) ** (attempt - 1), self.cap)
         except OverflowError:  # 2.0 ** 1024 is one, and a message may fail for weeks
-            wait = self.cap if self.first else 0.0
-        return wait * (1 - self.jitter * random.random())
+            return self.cap if self.first else 0.0
+
+    def waits(self) -> Iterator[float]:
+        """The waits between all attempts, in order and without ``jitter``, each once: ``cap`` ends them."""
+        before = None
+        for attempt in range(1, self.attempts):
+            wait = self._wait(attempt)
+            if wait == before:
+                return
+            yield wait
+            before = wait
 
     def __str__(self) -> str:
         text = f"{self.attempts} attempts, waits from {self.first:g} s times {self.factor:g} up to {self.cap:g} s"

@@ -44,12 +44,14 @@ ENDS = ("dead_letter", "stop", "skip")
 """What ``on_poison`` may say of a message that failed for the last time."""
 
 
-def pattern_mistake(pattern: object) -> str | None:
-    """What is wrong with the name of a dead-letter topic, in which ``{topic}`` and ``{group}`` may stand; or None."""
+def pattern_mistake(pattern: object, noun: str = "dead-letter") -> str | None:
+    """What is wrong with the name of such a topic, in which ``{topic}`` and ``{group}`` may stand; or None."""
     if isinstance(pattern, str):
         known = pattern.replace("{topic}", "t").replace("{group}", "g")
         if "{" in known or "}" in known:
-            return f"{pattern!r}: in the name of a dead-letter topic {{topic}} and {{group}} may stand, and no other braces"
+            return (
+                f"{pattern!r}: in the name of a {noun} topic {{topic}} and {{group}} may stand, and no other braces"
+            )
         if name_mistake("topic", known) is None:
             return None
     return name_mistake("topic", pattern)
@@ -98,6 +100,7 @@ class Route:
         self.responder = options.get("responder")
         self.inline = options.get("inline")
         self.retry = options.get("retry")
+        self.retry_topic = options.get("retry_topic")
         self.dead_letter = options.get("dead_letter")
         self.dead_letter_limit = options.get("dead_letter_limit")
         self.on_poison = options.get("on_poison")
@@ -135,6 +138,8 @@ class TopicOptions(TypedDict, total=False):
     - ``interchanger``: object with ``load`` and ``parse``, which carries values through the queue.
     - ``responder``: function or class, decorated with ``responds_to``, that is called with what the handler returns.
     - ``retry``: ``Retry(...)`` or a number of attempts.
+    - ``retry_topic``: start of the names of topics where failed messages wait for their next attempt, while their partition
+      goes on, for ``inline`` routes; ``{topic}`` and ``{group}`` in it stand for the route's. False: none.
     - ``dead_letter``: topic for messages that failed every attempt; ``{topic}`` and ``{group}`` in it stand for the route's.
       False: none, though the application has one. ``dead_letter_limit``: so many of them one after the other, without a success
       in between, stop the process.
@@ -154,6 +159,7 @@ class TopicOptions(TypedDict, total=False):
     interchanger: Any
     responder: Responder
     retry: Retry | int
+    retry_topic: str | Literal[False]
     dead_letter: str | Literal[False]
     dead_letter_limit: int
     on_poison: Literal["dead_letter", "stop", "skip"]
@@ -192,6 +198,9 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
         if isinstance(retry, bool) or not isinstance(retry, int) or retry < 1:
             raise ConfigurationError(f"topic {topic!r}: retry is a Retry(...) or a number of attempts, not {retry!r}")
         options["retry"] = Retry(attempts=retry)
+    retry_topic = options.get("retry_topic")
+    if retry_topic is not None and retry_topic is not False and (mistake := pattern_mistake(retry_topic, "retry")):
+        raise ConfigurationError(f"topic {topic!r}: {mistake}")
     if options.get("group") is not None:
         check_name("group", options["group"])
     _check_end(topic, options)

@@ -156,13 +156,18 @@ def having(*names: str) -> Convert:
     return convert
 
 
-def topic_or_none(value: Any) -> str | None:
-    if value is None or value == "":
-        return None
-    mistake = pattern_mistake(value)
-    if mistake:
-        raise ValueError(mistake)
-    return str(value)
+def pattern(noun: str) -> Convert:
+    """The name of such a topic, or nothing, which is None."""
+
+    def convert(value: Any) -> str | None:
+        if value == "":
+            return None
+        mistake = pattern_mistake(value, noun)
+        if mistake:
+            raise ValueError(mistake)
+        return str(value)
+
+    return convert
 
 
 def address(value: Any) -> str | None:
@@ -295,7 +300,10 @@ class Settings(Section):
     )
     log_format: str = option(one_of("text", "json"), "text", help="text for people, json for programs")
     retry: Retry = option(retry, Retry(), help="how failed messages are tried again")
-    dead_letter: str | None = option(topic_or_none, help="topic for messages that failed every attempt")
+    retry_topic: str | None = option(
+        pattern("retry"), help="topics where failed messages of inline routes wait, and their partitions go on"
+    )
+    dead_letter: str | None = option(pattern("dead-letter"), help="topic for messages that failed every attempt")
     dead_letter_limit: int | None = option(
         whole(1), help="dead letters of one route without a success in between, after which the process stops"
     )

@@ -71,7 +71,7 @@ def _config_text(topic: str, name: str, value: Any) -> str:
 
 def uses(app: Flowkit) -> dict[str, list[str]]:
     """Every topic that an application reads, sends to or declares, by name, and what it is to it: ``route``, ``response``,
-    ``dead letter``; only ``declared`` for one that just ``declare_topic`` names.
+    ``retry``, ``dead letter``; only ``declared`` for one that just ``declare_topic`` names.
     """
     found: dict[str, list[str]] = {}
 
@@ -84,6 +84,8 @@ def uses(app: Flowkit) -> dict[str, list[str]]:
         add(topic, "route")
         for response in handling.all_declarations:
             add(response, "response")
+        for retry_topic, _ in handling.retry_topics:
+            add(retry_topic, "retry")
         if handling.dead_letter:
             add(handling.dead_letter, "dead letter")
     for topic in app.response_topics:  # also those of responders that are used outside handlers only
@@ -98,7 +100,7 @@ def groups(app: Flowkit) -> dict[str, list[str]]:
     """The consumer groups of an application, and the topics of each."""
     found: dict[str, list[str]] = {}
     for topic, handling in sorted(app.handlings.items()):
-        found.setdefault(handling.group, []).append(topic)
+        found.setdefault(handling.group, []).extend([topic, *(waiting for waiting, _ in handling.retry_topics)])
     return dict(sorted(found.items()))
 
 

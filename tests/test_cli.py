@@ -219,6 +219,7 @@ def test_routes_for_programs() -> None:
         "responder": None,
         "attempts": 3,
         "retry": rows[1]["retry"],
+        "retry_topics": {},
         "dead_letter": "dead",
         "on_poison": "dead_letter",
     }
@@ -232,12 +233,12 @@ def test_routes_show_what_is_not_as_usual(tmp_path: Path) -> None:
         "app = Flowkit('x')\n"
         "@app.responds_to('c')\ndef tell(x): ...\n"
         "@app.topic('a', worker=Celery(), parser=Text, responder=tell)\ndef f(n): ...\n"
-        "@app.topic('b', inline=True)\ndef g(n): ...\n"
+        "@app.topic('b', inline=True, retry_topic='{topic}.again')\ndef g(n): ...\n"
     )
     assert flowkit("routes", "app", cwd=tmp_path).out.splitlines() == [
-        "TOPIC  HANDLER  RUNS           GROUP  ATTEMPTS  RESPONDER  PARSER",
-        "a      f        worker Celery  x_a    5         tell       Text",
-        "b      g        inline         x_b    5                    Json",
+        "TOPIC  HANDLER  RUNS           GROUP  ATTEMPTS  RETRY TOPICS  RESPONDER  PARSER",
+        "a      f        worker Celery  x_a    5                       tell       Text",
+        "b      g        inline         x_b    5         b.again.1..4             Json",
     ]
 
 
@@ -264,6 +265,7 @@ def test_flow_for_programs() -> None:
             {"topic": "copies", "required": False, "multiple_usage": True},
             {"topic": "replies", "required": True, "multiple_usage": False},
         ],
+        "retry_topics": [],
         "dead_letter": "dead",
     }
 

@@ -70,7 +70,9 @@ class TestPatient:
 
     def test_each_route_has_an_end_of_its_own(self, flowkit_client: Client) -> None:
         ends = {topic: handling.on_poison for topic, handling in flowkit_client.app.handlings.items()}
-        assert ends == {"payments": "dead_letter", "clicks": "skip", "postings": "stop"}
+        assert ends == {"payments": "dead_letter", "mails": "dead_letter", "clicks": "skip", "postings": "stop"}
+        waiting = {topic: len(handling.retry_topics) for topic, handling in flowkit_client.app.handlings.items()}
+        assert waiting == {"payments": 0, "mails": 3, "clicks": 0, "postings": 0}
         call = flowkit_client.send_raw("clicks", b"{", raise_errors=False)
         assert (call.skipped, call.attempts) == (True, 1)
 

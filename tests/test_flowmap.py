@@ -273,11 +273,13 @@ def test_as_data() -> None:
         "runs": "worker",
         "queue": None,
         "responses": [{"topic": "orders", "required": False, "multiple_usage": False}],
+        "retry_topics": [],
         "dead_letter": None,
     }
 
 
 def test_a_handler_is_queued_unless_it_is_inline() -> None:
     assert not Node("n", "handler", "f", "inline").queued
+    assert not Node("n", "handler", "f", "inline, transactional").queued
     assert Node("n", "handler", "f", "worker Huey").queued
     assert not Node("n", "topic", "t").queued

@@ -49,6 +49,7 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
                     "responder": name_of(handling.route.responder) if handling.route.responder else None,
                     "attempts": handling.retry.attempts,
                     "retry": str(handling.retry),
+                    "retry_topics": dict(handling.retry_topics),
                     "dead_letter": handling.dead_letter,
                     "on_poison": handling.on_poison,
                 }
@@ -65,6 +66,7 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
                 "RUNS": runs(handling),
                 "GROUP": handling.group,
                 "ATTEMPTS": str(handling.retry.attempts),
+                "RETRY TOPICS": _from_to([waiting for waiting, _ in handling.retry_topics]),
                 "DEAD LETTER": handling.dead_letter or (f"({handling.on_poison})" if handling.on_poison else ""),
                 "RESPONDER": name_of(handling.route.responder) if handling.route.responder else "",
                 "PARSER": name_of(handling.parser),
@@ -72,9 +74,14 @@ def routes(app: App = None, as_json: AsJson = False) -> None:
             }
             for topic, handling in handlings
         ],
-        usual={"PARSER": "Json", "INTERCHANGER": "Plain", "DEAD LETTER": "", "RESPONDER": ""},
+        usual={"PARSER": "Json", "INTERCHANGER": "Plain", "RETRY TOPICS": "", "DEAD LETTER": "", "RESPONDER": ""},
     )
     return None
+
+
+def _from_to(names: list[str]) -> str:
+    """``orders.retry.1..4``, as the names of shards are shown."""
+    return f"{names[0]}..{len(names)}" if len(names) > 1 else "".join(names)
 
 
 class Format(StrEnum):

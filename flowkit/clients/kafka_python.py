@@ -184,6 +184,10 @@ class Consumer:
         found = self._consumer._client.cluster.topic_id(topic)
         return str(found.hex) if found and found.int else None
 
+    def first_offset(self, partition: Partition) -> int:
+        where = TopicPartition(*partition)
+        return int(self._consumer.beginning_offsets([where], timeout_ms=10_000)[where])
+
     def end_offset(self, partition: Partition) -> int:
         where = TopicPartition(*partition)
         return int(self._consumer.end_offsets([where], timeout_ms=10_000)[where])

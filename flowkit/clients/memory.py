@@ -141,6 +141,9 @@ class Consumer:
     def topic_id(self, topic: str) -> str | None:
         return self.broker.ids.get(topic)
 
+    def first_offset(self, partition: Partition) -> int:  # noqa: ARG002
+        return 0
+
     def end_offset(self, partition: Partition) -> int:
         return len(self.broker.topics[partition.topic][partition.partition])
 
