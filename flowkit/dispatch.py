@@ -197,6 +197,12 @@ class Handling:
         return found
 
     @property
+    def one_a_job(self) -> bool:
+        """Whether each message has a job of its own: also where a failed one gets no second attempt, which would be one."""
+        no_other = self.retry.attempts == 1 and self.dead_letter is None and not self.shards
+        return self.job_size == 1 or no_other
+
+    @property
     def longest_job(self) -> float:
         """Seconds after which a worker puts what it has not begun of a job back, so that others may take it."""
         return max(LONGEST_JOB, 10 * self.job_seconds)

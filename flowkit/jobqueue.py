@@ -15,7 +15,7 @@ from .dispatch import Entry, Handling
 from .errors import QueueError
 from .marks import Mark, Marks, expectations, marks_key
 from .message import Partition
-from .queues import STORE, Made, Writer, connect, fitting, make_jobs, paces_key, redis_errors
+from .queues import STORE, Made, Writer, connect, fitting, make_jobs, open_key, paces_key, redis_errors
 from .shards import (
     LINE_UP,
     Line,
@@ -158,8 +158,9 @@ class JobQueue:
             pipe.llen(place.intermediate_queue_key)  # on their way to a worker
             pipe.zcount(StartedJobRegistry(queue, connection=self.redis).key, time.time(), "inf")
             pipe.scard(WORKERS_BY_QUEUE_KEY % queue)
-            waiting, taken, running, workers = pipe.execute()
-        return bool(waiting) or taken + running >= workers > 0
+            pipe.exists(open_key(self.application, queue))
+            waiting, taken, running, workers, is_open = pipe.execute()
+        return bool(waiting) or (taken + running >= workers > 0 and not is_open)
 
     def enqueue(
         self, group: str, packs: Sequence[Pack], expected: Mapping[Partition, Mark], moved: Mapping[Partition, int]
@@ -280,8 +281,7 @@ class Sizes:
         self._guess: dict[str, int] = {}
 
     def size(self, handling: Handling) -> int:
-        """One alone where a failed message gets no second attempt, which would be a job of its own."""
-        if handling.retry.attempts == 1 and handling.dead_letter is None and not handling.shards:
+        if handling.one_a_job:
             return 1
         seconds = self._seconds.get(handling.topic)
         if seconds is None:

@@ -24,10 +24,10 @@ from .alarm import Alarm
 from .brief import brief
 from .deadletters import send as send_letter
 from .dispatch import Entry, Handling, Run, Until
-from .errors import FlowkitError, QueueError, Stopped, is_passing
+from .errors import FlowkitError, QueueError, RedisUnavailable, Stopped, is_passing
 from .message import PlainRecord, about, place
 from .producer import FLUSH_TIMEOUT
-from .progress import NOTHING, JobTaken, Progress, Took
+from .progress import NONE_OF_USE, NOTHING, JobTaken, Progress, Took
 from .queues import BACK, FRONT, PERFORM, RUNS, Envelope, Made, Parcel, Writer, fitting, make_jobs, unpacked
 from .responses import Response
 
@@ -41,6 +41,16 @@ SPLIT_AFTER = 2
 
 NOTE_EVERY = 0.005
 """Seconds between the notes of how far a job has come: what was handled since the last one is handled again after a SIGKILL."""
+
+
+TOGETHER = 30.0
+"""Seconds after which a job takes up no other."""
+
+LINGER = 0.02
+"""Seconds that a process of RQ waits for another job when it is done with its own."""
+
+LOOK_EVERY = 0.001
+"""Seconds between looks at the queue meanwhile."""
 
 
 class OwnWorker:
@@ -224,16 +234,69 @@ def next_attempt(attempt: int, error: Exception) -> int:
 
 
 def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, alarm: Alarm) -> None:
-    """Handles the messages that no earlier run of this job has finished, and notes on the way how far it has come.
+    """Handles the messages that no earlier run of this job has finished, and then those of jobs that stand behind it: a process
+    that RQ starts for a job costs more than most jobs do.
+    """
+    progress = _progress(app, handling, job)
+    end, others = time.monotonic() + TOGETHER, 0
+    try:
+        more = progress.begin()
+        in_hand: Parcel | None = parcel if more is None else _read(more)
+        while in_hand is not None:
+            before = in_hand
+            whole = _work_through(app, app.handling(before.topic), before, job, alarm, progress)
+            in_hand = _following(app, job, progress, end) if whole else None
+            others += len(in_hand.entries) if in_hand is not None else 0
+        if before is not parcel:
+            progress.end(len(parcel.entries))
+            job.description = f"{job.description}, and {others} of jobs behind it"
+    except JobTaken as error:
+        leave(job, error)
+
+
+def _read(data: bytes) -> Parcel:
+    return Parcel.of(Envelope.loads(unpacked(data))[2])
+
+
+def _following(app: Flowkit, job: Job, progress: Progress, end: float) -> Parcel | None:
+    """The messages of the job that stands first in the queue, which goes up in this one; waits for it for ``LINGER`` seconds.
+
+    None in a process of ``flowkit worker``, which is at the next job as soon; where that job has to be RQ's affair; when it is
+    late.
+    """
+    if OwnWorker.application is not None or job.retries_left != RUNS.max or progress.writer.shared is None:
+        return None
+    until = min(time.monotonic() + LINGER, end)
+    while time.monotonic() < until:
+        try:
+            found = progress.look(job.origin, round(LINGER * 1000))
+            if found is None:
+                time.sleep(LOOK_EVERY)
+                continue
+            if found is NONE_OF_USE or found.timeout > (job.timeout or 0):
+                return None
+            parcel = _read(found.data)
+            route = app.handlings.get(parcel.topic) if parcel.reference == app.reference else None
+            if route is None or route.one_a_job or route.shards or parcel.attempt != 1:
+                return None
+            if progress.take(job.origin, found):
+                return parcel
+        except (QueueError, RedisUnavailable) as error:
+            logger.debug("job %s takes up none behind it: %s", job.id, error)
+            return None
+    return None
+
+
+def _work_through(
+    app: Flowkit, handling: Handling, parcel: Parcel, job: Job, alarm: Alarm, progress: Progress
+) -> bool:
+    """Handles the messages that are not done yet, and notes on the way how far it has come. True if it came through without
+    a failure.
 
     A failed one goes on in a job of its own. What was not begun when the job has taken long, or its worker is to stop, goes
     back to the front of the queue.
     """
-    progress = _progress(app, handling, job)
-    try:
-        progress.begin()
-    except JobTaken as error:
-        leave(job, error)
+    progress.topic = handling.topic
     entries, attempt, first = parcel.entries, parcel.attempt, progress.done
     messages = Messages(app, handling, entries, attempt, alarm, first)
     failed = 0
@@ -264,21 +327,19 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
         for failure, wait_for in zip(rest, waits, strict=True):
             tell_end(app, handling, failure, attempt, wait_for)
 
-    try:
-        killed = RUNS.max - (RUNS.max if job.retries_left is None else job.retries_left)
-        if killed >= SPLIT_AFTER and first < len(entries):
-            messages.skip()
-            note(wait=False, again=_alone(app, handling, job.origin, entries[first], attempt, BACK), end=True)
-        else:
-            end = time.monotonic() + handling.longest_job
-            while messages.at < len(entries) and time.monotonic() < end and not OwnWorker.stopping:
-                messages.handle(1 if killed else None, seconds=NOTE_EVERY)
-                if killed or messages.at < len(entries):
-                    note(wait=bool(killed))
-            note(wait=True, end=True)
-    except JobTaken as error:
-        leave(job, error)
+    killed = RUNS.max - (RUNS.max if job.retries_left is None else job.retries_left)
+    if killed >= SPLIT_AFTER and first < len(entries):
+        messages.skip()
+        note(wait=False, again=_alone(app, handling, job.origin, entries[first], attempt, BACK), end=True)
+    else:
+        end = time.monotonic() + handling.longest_job
+        while messages.at < len(entries) and time.monotonic() < end and not OwnWorker.stopping:
+            messages.handle(1 if killed else None, seconds=NOTE_EVERY)
+            if killed or messages.at < len(entries):
+                note(wait=bool(killed))
+        note(wait=True, end=True)
     app.events.notice("performed", topic=handling.topic, count=messages.begun, failed=failed)
+    return messages.at == len(entries) and not failed
 
 
 def _progress(app: Flowkit, handling: Handling, job: Job) -> Progress:

@@ -1,23 +1,49 @@
-"""How far a job of many messages has come: kept in Redis, so that a killed worker's job goes on where it was."""
+"""How far a job of many messages has come: kept in Redis, so that a killed worker's job goes on where it was.
+
+And which job of behind it has gone up in it: a process that is warm may go on with that one, and RQ need not know.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis.exceptions import WatchError
+from rq import Queue
 from rq.job import Job
+from rq.worker.base import BaseWorker
 
-from .queues import STORE, Made, Writer, paces_key, redis_errors
+from .queues import RUNS, STORE, Made, Writer, open_key, paces_key, redis_errors
 
-RUN, DONE = "flowkit-run", "flowkit-done"
-"""Fields in a job's hash: which run of it counts, and how many of its messages are done with. RQ leaves them alone."""
+RUN, DONE, MORE = "flowkit-run", "flowkit-done", "flowkit-more"
+"""Fields in a job's hash: which run of it counts, how many of its messages are done with, and the data of the job that went up
+in it, whose messages these are then. RQ leaves them alone.
+"""
 
 BEGIN = f"""
 if redis.call('EXISTS', KEYS[1]) == 0 then return false end
 redis.call('HSET', KEYS[1], '{RUN}', ARGV[1])
-return redis.call('HGET', KEYS[1], '{DONE}') or '0'
+return {{redis.call('HGET', KEYS[1], '{DONE}') or '0', redis.call('HGET', KEYS[1], '{MORE}')}}
+"""
+
+# The first job of a queue goes up in one that is done, whose run must still be the one that counts.
+TAKE = f"""
+if redis.call('HGET', KEYS[1], '{RUN}') ~= ARGV[1] then return 0 end
+if redis.call('LINDEX', KEYS[2], 0) ~= ARGV[2] then return 1 end
+local data, description = unpack(redis.call('HMGET', KEYS[3], 'data', 'description'))
+if not data then return 1 end
+redis.call('HSET', KEYS[1], '{MORE}', data, '{DONE}', 0, 'description', description or '')
+redis.call('LPOP', KEYS[2])
+redis.call('DEL', KEYS[3])
+return 2
+"""
+
+END = f"""
+if redis.call('HGET', KEYS[1], '{RUN}') ~= ARGV[1] then return 0 end
+redis.call('HDEL', KEYS[1], '{MORE}')
+redis.call('HSET', KEYS[1], '{DONE}', ARGV[2])
+return 1
 """
 
 PACE = """
@@ -62,6 +88,18 @@ class Took(NamedTuple):
 NOTHING = Took()
 
 
+class Following(NamedTuple):
+    """A job that stands first in its queue."""
+
+    id: str
+    data: bytes
+    timeout: int
+
+
+NONE_OF_USE = Following("", b"", 0)
+"""In the place of a job that has run before, or whose queue is not the one that RQ would look into next."""
+
+
 class Progress:
     """One run of one job. ``done`` is what earlier runs had finished."""
 
@@ -71,15 +109,76 @@ class Progress:
         self.topic = topic
         self.done = 0
         self._run = ""
+        self._worker = (
+            None if job.worker_name is None else f"{BaseWorker.redis_worker_namespace_prefix}{job.worker_name}"
+        )
+        self._others: list[str] | None = None
 
-    def begin(self) -> None:
-        """Takes the job over from a run before this one. Raises ``JobTaken`` if it is not there any more."""
+    def begin(self) -> bytes | None:
+        """Takes the job over from a run before this one. Gives the data of the job that went up in it, if one did.
+
+        Raises ``JobTaken`` if it is not there any more.
+        """
         run = os.urandom(8).hex()
         with redis_errors():
-            done = self.writer.connection.register_script(BEGIN)(keys=[self.key], args=[run])
-        if done is None:
+            found = self.writer.connection.register_script(BEGIN)(keys=[self.key], args=[run])
+        if found is None:
             raise _taken()
-        self._run, self.done = run, int(done)
+        self._run, self.done = run, int(found[0])
+        more: bytes | None = found[1]
+        return more
+
+    def look(self, queue: str, milliseconds: int) -> Following | None:
+        """The first job of a queue, if there is one; and says to consumers that for so long it would not have to wait.
+
+        None of use where the worker is asked to stop, or has jobs in another queue.
+        """
+        connection = self.writer.connection
+        with redis_errors():
+            if self._worker is not None and self._others is None:
+                queues: Any = connection.hget(self._worker, "queues") or b""
+                others = set(queues.decode().split(",")) - {queue, ""}
+                self._others = [Queue(name, connection=connection).key for name in sorted(others)]
+            with connection.pipeline(transaction=False) as pipe:
+                pipe.set(open_key(self.writer.application, queue), 1, px=milliseconds)
+                pipe.lindex(Queue(queue, connection=connection).key, 0)
+                if self._worker is not None:
+                    pipe.hexists(self._worker, "shutdown_requested_date")
+                for other in self._others or ():
+                    pipe.llen(other)
+                _, found, *elsewhere = pipe.execute()
+            if any(elsewhere):
+                return NONE_OF_USE
+            if found is None:
+                return None
+            name = found.decode()
+            fields: Any = connection.hmget(Job.key_for(name), "data", "timeout", "retries_left", DONE, "started_at")
+        data, timeout, retries, *begun = fields
+        if data is None or any(begun) or retries != b"%d" % RUNS.max:
+            return NONE_OF_USE
+        return Following(name, data, int(timeout or 0))
+
+    def take(self, queue: str, following: Following) -> bool:
+        """Makes another job's messages those of this one, which is done, and deletes that one; both, or neither.
+
+        False if it is not the first of its queue any more. Raises ``JobTaken``.
+        """
+        place = Queue(queue, connection=self.writer.connection).key
+        keys = [self.key, place, Job.key_for(following.id)]
+        with redis_errors():
+            answer = self.writer.connection.register_script(TAKE)(keys=keys, args=[self._run, following.id])
+        if not answer:
+            raise _taken()
+        if answer == 2:
+            self.done = 0
+        return bool(answer == 2)
+
+    def end(self, messages: int) -> None:
+        """Forgets the job that went up in this one, and that this one's own messages, so many, are not done."""
+        with redis_errors():
+            ended = self.writer.connection.register_script(END)(keys=[self.key], args=[self._run, messages])
+        if not ended:
+            raise _taken()
 
     def note(self, done: int, again: Sequence[Made] = (), took: Took = NOTHING) -> None:
         """Remembers that so many messages are done with, of which those in ``again`` go on in jobs of their own, and what some

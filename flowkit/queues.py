@@ -94,6 +94,11 @@ def paces_key(application: str) -> str:
     return f"flowkit:paces:{application}"
 
 
+def open_key(application: str, queue: str) -> str:
+    """The Redis key that is there while a process of RQ has nothing to do, and would go on with a job of this queue."""
+    return f"flowkit:open:{application}:{queue}"
+
+
 def route_queues(app: Flowkit) -> list[str]:
     """The queues of the routes; of an ordered one those of its shards."""
     return sorted({name for h in app.handlings.values() for name in h.queues})

@@ -36,7 +36,8 @@ from flowkit.jobs import SPLIT_AFTER, OwnWorker, perform
 from flowkit.marks import Mark
 from flowkit.message import Partition, PlainRecord
 from flowkit.producer import Producer
-from flowkit.queues import PERFORM, RUNS, Envelope, connect, known_queues, make_jobs, redis_errors
+from flowkit.progress import MORE, Progress
+from flowkit.queues import PERFORM, RUNS, Envelope, Writer, connect, known_queues, make_jobs, redis_errors
 from flowkit.upkeep import Upkeep
 from flowkit.worker import Worker
 
@@ -254,6 +255,29 @@ def test_a_queue_is_busy_while_a_job_would_have_to_wait(shop: Shop, redis: Redis
     second.register_death()
     redis.zadd("rq:wip:default", dict.fromkeys(redis.zrange("rq:wip:default", 0, -1), time.time() - 1))
     assert not queue.is_busy("default")  # its worker died, and RQ has not cleaned up
+
+
+def test_a_queue_is_not_busy_while_a_process_waits_for_another_job(shop: Shop, redis: Redis) -> None:
+    shop.app.add_topic("orders", lambda payload: None)
+    (job,) = shop.enqueue("orders", b"1", b"2")
+    Queue.dequeue_any([Queue("default", connection=redis)], timeout=None, connection=redis)
+    worker = Worker(["default"], connection=redis, serializer=Envelope, name="a")
+    worker.register_birth()
+    worker.prepare_execution(job)
+    assert shop.queue.is_busy("default")
+    progress = Progress(Writer(redis, "shop"), job, "orders")
+    assert progress.look("default", 60_000) is None
+    assert not shop.queue.is_busy("default")
+    redis.delete("flowkit:marks:shop_orders")
+    (following,) = shop.enqueue("orders", b"1", b"2", b"3")
+    assert shop.queue.is_busy("default")
+    progress.begin()
+    found = progress.look("default", 1)
+    assert found is not None
+    assert progress.take("default", found)
+    assert not Job.exists(following.id, connection=redis)
+    time.sleep(0.005)
+    assert shop.queue.is_busy("default")  # it has that one in hand now
 
 
 def test_the_description_of_a_pack_names_its_ends(shop: Shop) -> None:
@@ -698,12 +722,13 @@ def test_a_finished_job_holds_no_messages_any_more(
         monkeypatch.setattr(OwnWorker, "application", None)
         own.work()
     assert len(runs) == 51
-    for job in jobs:
-        finished = Job.fetch(job.id, connection=own.redis)
+    kept = [Job.fetch(job.id, connection=own.redis) for job in (jobs if by_flowkit else jobs[:1])]
+    for job, finished in zip(jobs, kept, strict=False):
         assert finished.get_status() == "finished"
         assert list(finished.args) == ["", "orders", 1, []]
-        assert finished.description == job.description
+        assert finished.description == job.description + ("" if by_flowkit else ", and 1 of jobs behind it")
         assert finished.meta == job.meta
+        assert not own.redis.hexists(finished.key, MORE)
         perform(*finished.args)  # RQ failed behind it and runs it once more: there is nothing to do
     assert len(runs) == 51
 

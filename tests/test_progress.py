@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from flowkit.errors import RedisUnavailable
 from flowkit.jobqueue import FIRST_SIZE, JobQueue, Pack, Sizes
 from flowkit.marks import Mark
 from flowkit.message import Partition
-from flowkit.progress import DONE, RUN, JobTaken, Progress, Took
-from flowkit.queues import FRONT, MOST_BYTES, Writer, fitting, make_jobs, paces_key
+from flowkit.progress import DONE, MORE, RUN, JobTaken, Progress, Took
+from flowkit.queues import FRONT, MOST_BYTES, PERFORM, RUNS, Envelope, Writer, fitting, make_jobs, paces_key
 
 
 @pytest.fixture
@@ -243,6 +244,222 @@ def test_responses_are_confirmed_before_their_messages_are_noted(shop: Shop, mon
     shop.work()
     assert notes == [5]
     assert len(shop.broker.records("invoices")) == 5
+
+
+# The jobs behind one go up in it, where RQ starts a process for each.
+
+
+def test_jobs_behind_one_go_up_in_it(shop: Shop) -> None:
+    runs = log_runs(shop)
+    shop.app.routes["orders"].job_size = 4
+    first, *others = shop.enqueue("orders", *numbers(10))
+    shop.work()
+    assert runs == [(number, 1) for number in range(10)]
+    assert [Job.exists(job.id, connection=shop.redis) for job in others] == [False, False]
+    finished = Job.fetch(first.id, connection=shop.redis)
+    assert finished.get_status() == "finished"
+    assert finished.description == "orders[0]@0 to [0]@3, 4 messages, and 6 of jobs behind it"
+    assert not shop.redis.hexists(finished.key, MORE)
+    assert Queue("default", connection=shop.redis).finished_job_registry.count == 1
+
+
+def test_a_job_that_comes_within_the_wait_goes_up_too(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "LINGER", 2.0)
+    runs = log_runs(shop)
+    shop.enqueue("orders", *numbers(2))
+    look = Progress.look
+
+    def come(self: Progress, *args: Any) -> Any:
+        if len(runs) == 2:
+            shop.redis.delete("flowkit:marks:shop_orders")
+            shop.enqueue("orders", *numbers(3))
+        return None if len(runs) == 5 else look(self, *args)
+
+    monkeypatch.setattr(Progress, "look", come)
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert [number for number, _ in runs] == [0, 1, 0, 1, 2]
+    assert shop.jobs() == []
+
+
+def another_application(job: Job) -> dict[str, Any]:
+    return {"data": Envelope.dumps((PERFORM, None, ("else:app", "orders", 1, job.args[3]), {}))}
+
+
+def another_attempt(job: Job) -> dict[str, Any]:
+    return {"data": Envelope.dumps((PERFORM, None, (job.args[0], "orders", 2, job.args[3]), {}))}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        another_application,
+        another_attempt,
+        lambda job: {"data": b"no job of flowkit's"},
+        lambda job: {"timeout": 9999},
+        lambda job: {"retries_left": RUNS.max - 1},
+        lambda job: {DONE: 1},
+        lambda job: {"started_at": "2026-01-01T00:00:00.000000Z"},
+    ],
+    ids=["application", "attempt", "foreign", "timeout", "retried", "begun", "started"],
+)
+def test_what_is_rqs_affair_stays_in_the_queue(shop: Shop, change: Callable[[Job], dict[str, Any]]) -> None:
+    runs = log_runs(shop)
+    shop.app.routes["orders"].job_size = 2
+    _, other = shop.enqueue("orders", *numbers(4))
+    shop.redis.hset(other.key, mapping=change(other))
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert runs == [(0, 1), (1, 1)]
+    assert Queue("default", connection=shop.redis).job_ids == [other.id]
+
+
+@pytest.mark.parametrize("options", [{"job_size": 1}, {"retry": 1}])
+def test_messages_that_are_to_have_a_job_each_go_up_in_none(shop: Shop, options: dict[str, Any]) -> None:
+    runs = log_runs(shop)
+    shop.app.add_topic("mails", runs.append, **options)
+    shop.enqueue("orders", *numbers(2))
+    shop.enqueue("mails", b"7")
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert runs == [(0, 1), (1, 1)]
+    shop.work()
+    assert runs == [(0, 1), (1, 1), 7]
+
+
+def test_behind_a_failure_or_a_kill_the_next_job_is_rqs(shop: Shop) -> None:
+    def fail(payload: Any, message: Message) -> None:
+        if payload == 1 and message.attempt == 1:
+            raise ValueError("no")
+
+    runs = log_runs(shop, fail)
+    shop.app.routes["orders"].job_size = 2
+    _, second, third = shop.enqueue("orders", *numbers(6))
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert Queue("default", connection=shop.redis).job_ids == [second.id, third.id]
+    kill_worker_of(shop, second)
+    shop.bring_due()
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert sorted(number for number, _ in runs) in ([0, 1, 4, 5], [0, 1, 1, 2, 3], [0, 1, 2, 3])
+    shop.work_all()
+    assert Counter(number for number, _ in runs) == {0: 1, 1: 2, 2: 1, 3: 1, 4: 1, 5: 1}
+
+
+def test_other_topics_of_the_application_go_up_too(shop: Shop) -> None:
+    runs = log_runs(shop)
+    mails: list[int] = []
+    shop.app.add_topic("mails", mails.append)
+    shop.enqueue("orders", *numbers(3))
+    shop.enqueue("mails", b"7")
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert ([number for number, _ in runs], mails) == ([0, 1, 2], [7])
+    assert shop.redis.hexists(paces_key("shop"), "mails")
+
+
+def test_a_worker_that_is_to_stop_takes_nothing_up(shop: Shop) -> None:
+    def stop(payload: Any, message: Message) -> None:
+        job = get_current_job()
+        assert job is not None
+        shop.redis.hset(f"rq:worker:{job.worker_name}", "shutdown_requested_date", "now")
+
+    runs = log_runs(shop, stop)
+    shop.app.routes["orders"].job_size = 2
+    _, other = shop.enqueue("orders", *numbers(4))
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert len(runs) == 2
+    assert Queue("default", connection=shop.redis).job_ids == [other.id]
+
+
+def test_a_worker_that_has_jobs_in_another_queue_takes_nothing_up(shop: Shop) -> None:
+    runs = log_runs(shop)
+    shop.app.routes["orders"].job_size = 2
+    _, other = shop.enqueue("orders", *numbers(4))
+    both = SimpleWorker(["express", "default"], connection=shop.redis)
+    handled = shop.app.handling("orders").call_queued
+
+    def arrive(*args: Any) -> Any:
+        Queue("express", connection=shop.redis).enqueue(len, "abc")
+        return handled(*args)
+
+    shop.app.handling("orders").call_queued = arrive
+    both.work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert len(runs) == 2
+    assert Queue("default", connection=shop.redis).job_ids == [other.id]
+
+
+def test_jobs_go_up_until_some_time_has_passed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "TOGETHER", 0.2)
+    runs = log_runs(shop, lambda payload, message: time.sleep(0.02))
+    shop.app.routes["orders"].job_size = 2
+    shop.app.routes["orders"].job_seconds = 0.01
+    shop.enqueue("orders", *numbers(40))
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert 6 <= len(runs) <= 12
+    shop.work()
+    assert runs == [(number, 1) for number in range(40)]
+
+
+def test_a_kill_in_what_went_up_loses_and_repeats_nothing_that_is_noted(shop: Shop) -> None:
+    runs = log_runs(shop)
+    shop.app.routes["orders"].job_size = 4
+    first, second = shop.enqueue("orders", *numbers(8))
+    Queue("default", connection=shop.redis).remove(first)
+    # Given a process that has taken up the second job, has noted one message of it, and is killed
+    progress = progress_of(shop, first)
+    assert progress.begin() is None
+    progress.note(4)
+    found = progress.look("default", 20)
+    assert found is not None
+    assert progress.take("default", found)
+    progress.note(1)
+    assert not Job.exists(second.id, connection=shop.redis)
+    # When RQ runs its job again, as it was to RQ
+    Queue("default", connection=shop.redis)._enqueue_job(first)
+    shop.work()
+    # Then the rest of the second one is handled, and nothing else
+    assert runs == [(5, 1), (6, 1), (7, 1)]
+    assert not shop.redis.hexists(first.key, MORE)
+
+
+def test_the_end_is_noted_so_that_one_more_run_finds_nothing_to_do(shop: Shop) -> None:
+    runs = log_runs(shop)
+    shop.app.routes["orders"].job_size = 4
+    first, _ = shop.enqueue("orders", *numbers(5))
+    shop.work()
+    assert len(runs) == 5
+    Queue("default", connection=shop.redis)._enqueue_job(first)  # RQ has not heard of its end
+    shop.work()
+    assert len(runs) == 5
+
+
+def test_a_run_that_does_not_count_any_more_takes_nothing_up(shop: Shop) -> None:
+    log_runs(shop)
+    shop.app.routes["orders"].job_size = 2
+    first, second = shop.enqueue("orders", *numbers(4))
+    Queue("default", connection=shop.redis).remove(first)
+    late, now = progress_of(shop, first), progress_of(shop, first)
+    late.begin()
+    now.begin()
+    found = late.look("default", 20)
+    assert found is not None
+    for refused in (lambda: late.take("default", found), lambda: late.end(2)):
+        with pytest.raises(JobTaken):
+            refused()
+    assert Job.exists(second.id, connection=shop.redis)
+    Queue("default", connection=shop.redis).empty()
+    assert not now.take("default", found)
+
+
+def test_a_redis_that_is_full_takes_nothing_up_and_breaks_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Progress, *args: Any) -> None:
+        raise RedisUnavailable("OOM command not allowed")
+
+    monkeypatch.setattr(Progress, "take", full)
+    runs = log_runs(shop)
+    shop.app.routes["orders"].job_size = 2
+    shop.enqueue("orders", *numbers(4))
+    shop.work()
+    assert runs == [(number, 1) for number in range(4)]
+    assert Queue("default", connection=shop.redis).finished_job_registry.count == 2
 
 
 # How long a job may take.

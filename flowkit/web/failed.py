@@ -18,6 +18,7 @@ from rq.registry import FailedJobRegistry
 from rq.results import Result
 
 from ..jobs import OwnJob
+from ..progress import MORE
 from ..queues import Envelope, Parcel, redis_errors, unpacked
 
 LONGEST = 20_000
@@ -138,7 +139,7 @@ def _registry(connection: redis.Redis, queue: str) -> FailedJobRegistry:
 def _read(queue: str, job_id: str, fields: dict[bytes, bytes], results: list[Any]) -> FailedJob | None:
     """None for what is no job of flowkit's, whatever else it may be."""
     try:
-        called: Any = Envelope.loads(unpacked(fields[b"data"]))
+        called: Any = Envelope.loads(unpacked(fields.get(MORE.encode()) or fields[b"data"]))
         app, topic, attempt, entries, shard = Parcel.of(called[2])
         meta = Envelope.loads(fields[b"meta"]) if fields.get(b"meta") else {}
         attempt = int(meta.get("attempt", attempt))
