@@ -104,10 +104,9 @@ def add(stream: str, handler: Callable[..., int], **options: Any) -> None:
     """A route, if the scenario has such messages. The group has the name of the topic."""
     topic = os.environ.get(f"CHAOS_{stream.upper()}")
     if topic:
-        dead_letter = f"{topic}.dead" if os.environ.get("CHAOS_DEAD_LETTERS") else None
-        app.topic(topic, group=topic, dead_letter=dead_letter, **options)(
-            app.responds_to(f"{topic}.answers")(handler)
-        )
+        if os.environ.get("CHAOS_DEAD_LETTERS"):
+            options["dead_letter"] = f"{topic}.dead"
+        app.topic(topic, group=topic, **options)(app.responds_to(f"{topic}.answers")(handler))
 
 
 def inline(data: Any, message: Message) -> int:
@@ -118,5 +117,11 @@ def queued(data: Any, message: Message) -> int:
     return handle("queued", data, message)
 
 
-add("inline", inline, inline=True, transactional=bool(os.environ.get("CHAOS_TRANSACTIONAL")))
+add(
+    "inline",
+    inline,
+    inline=True,
+    transactional=bool(os.environ.get("CHAOS_TRANSACTIONAL")),
+    retry_topic="{topic}.retry" if os.environ.get("CHAOS_RETRY_TOPICS") else False,
+)
 add("queued", queued)

@@ -115,6 +115,29 @@ def rolling_restart(scene: Scene) -> None:
 
 
 @scenario(
+    "retry-topics-consumer-killed",
+    Messages(inline=60_000, rate=1_000),
+    quick=Messages(inline=8_000, rate=1_000),
+    # A copy that Kafka has, and whose message was not committed, is there twice.
+    promise=Promise(each=COMMITTED_EVERY, recovered=15, of="every partition"),
+    env={**COMMITS, "CHAOS_RETRY_TOPICS": "1", "CHAOS_TIMES": "2"},
+)
+def retry_topics_consumer_killed(scene: Scene) -> None:
+    """One message in 50 fails twice, and waits for its next attempts in retry topics, while one of two consumers gets a
+    SIGKILL, and a new one takes its place.
+    """
+    scene.acts = lambda stream, number: "flaky" if number % 50 == 25 else ""
+    consumers = scene.consumers(2)
+    with scene.load():
+        for number in scene.moments(4, quick=1, apart=9):
+            consumer = consumers[number % 2]
+            consumer.wait_for_work()
+            with scene.disturbance("SIGKILL of a consumer"):
+                consumer.kill()
+            consumer.start()
+
+
+@scenario(
     "transactions-consumer-killed",
     Messages(inline=60_000, rate=1_000),
     quick=Messages(inline=8_000, rate=1_000),

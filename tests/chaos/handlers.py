@@ -7,7 +7,7 @@ from collections import Counter
 from consumers import COMMITS, COMMITTED_EVERY
 from scenarios import Messages, Promise, number_in, scenario
 from scene import Disturbance, Scene
-from witnesses import values_in
+from witnesses import payload, values_in
 from workers import DEAD, IN_HAND, JOBS
 
 from flowkit.upkeep import CLEAN_EVERY, TAKEN
@@ -41,10 +41,11 @@ def poison(scene: Scene) -> None:
         for number in poisoned:
             sent_at = stream.sent_at[number]
             scene.disturbances.append(Disturbance(f"{stream.name} message {number}", sent_at, sent_at))
-        letters = Counter(map(number_in, values_in(scene.kafka.hosts, stream.dead_letters, stream.partitions)))
-        if letters != Counter(poisoned):
+        letters = Counter(values_in(scene.kafka.hosts, stream.dead_letters, stream.partitions))
+        if letters != Counter(payload(number, "fail") for number in poisoned):
+            found = sorted(map(number_in, letters.elements()))
             scene.faults.append(
-                f"the dead letters of {stream.name} are {sorted(letters.elements())}, the poison is {poisoned}"
+                f"the dead letters of {stream.name} are {found}, the poison is {poisoned}, byte for byte"
             )
     scene.tell(f"{len(scene.disturbances)} poison messages")
 

@@ -118,7 +118,7 @@ class Scenario:
     quick: Messages | str
     """The short form; or why it has none, in words."""
     env: Mapping[str, str]
-    """For the processes: settings (FLOWKIT_...), CHAOS_WORK, CHAOS_DEAD_LETTERS, CHAOS_TRANSACTIONAL."""
+    """For the processes: settings (FLOWKIT_...), and what tests/apps/chaotic.py asks for (CHAOS_...)."""
     kafka: Callable[[Path], Any] | None
     """Makes the scenario's own; else the shared one must come to no harm."""
     redis: Callable[[Path], Any]
@@ -237,7 +237,7 @@ class Stage:
     def _perform(self, scenario: Scenario, scene: Scene) -> Result:
         result: Result | None = None
         try:
-            create_topics(scene, dead_letters=bool(scenario.env.get("CHAOS_DEAD_LETTERS")))
+            create_topics(scene, scenario.env)
             result = scenario.run(scene)
             if result is None:
                 settle(scene, scenario.drain)
@@ -259,10 +259,11 @@ class _Running:
     hosts: str
 
 
-def create_topics(scene: Scene, *, dead_letters: bool) -> None:
+def create_topics(scene: Scene, env: Mapping[str, str]) -> None:
     """With as many copies as the brokers make by default."""
     names = [name for stream in scene.streams for name in (stream.topic, stream.answers)]
-    names += [stream.dead_letters for stream in scene.streams if dead_letters]
+    names += [stream.dead_letters for stream in scene.streams if env.get("CHAOS_DEAD_LETTERS")]
+    names += [name for stream in scene.streams for name in stream.retry_topics if env.get("CHAOS_RETRY_TOPICS")]
     if not names:
         return
     partitions = scene.streams[0].partitions

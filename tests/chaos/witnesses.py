@@ -72,6 +72,10 @@ class Stream:
         return f"{self.topic}.answers"
 
     @property
+    def retry_topics(self) -> list[str]:
+        return [f"{self.topic}.retry.{number}" for number in (1, 2)]
+
+    @property
     def dead_letters(self) -> str:
         return f"{self.topic}.dead"
 
