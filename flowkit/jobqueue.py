@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 FIRST_SIZE = 50
 """Messages in a job while it is not known what its handler takes; twice as many with each call that finds jobs waiting."""
+
+
+PACED = re.compile(rb"(\d+\.\d+) (\d+\.\d+)")
+"""What Redis has of a topic: seconds, and messages."""
 
 
 class Pack(NamedTuple):
@@ -291,9 +296,9 @@ class Sizes:
     def learn(self, paces: Mapping[str, bytes | None]) -> None:
         """Takes what Redis has of each topic."""
         for topic, pace in paces.items():
-            if pace:
-                seconds, messages = pace.split()
-                self._seconds[topic] = float(seconds) / float(messages)
+            found = PACED.fullmatch(pace or b"")
+            if found is not None and float(found[2]):  # else nobody has measured, or it is not flowkit's
+                self._seconds[topic] = float(found[1]) / float(found[2])
 
     def grow(self, handling: Handling, busy: bool) -> None:
         """Another call was made while it is not known what the handler takes: nobody works, or all are ``busy`` with the first.

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import redis
 
-from .message import Partition
+from .errors import RedisUnavailable
+from .message import Partition, places
 from .queues import redis_errors
 
 
@@ -62,11 +63,19 @@ class Marks:
         names = [mark_field(kind, p) for p in partitions for kind in Mark._fields]
         with redis_errors():
             values: Any = self._client.hmget(marks_key(group), names) if names else []
-        texts = [None if value is None else value.decode() for value in values]
         found = {}
         for at, partition in enumerate(partitions):
-            queued, committed, era = texts[3 * at : 3 * at + 3]
-            found[partition] = Mark(queued and int(queued), committed and int(committed), era)
+            try:
+                queued, committed, era = (
+                    None if value is None else value.decode() for value in values[3 * at : 3 * at + 3]
+                )
+                found[partition] = Mark(queued and int(queued), committed and int(committed), era)
+            except ValueError as error:
+                key, fields = marks_key(group), " ".join(mark_field(kind, partition) for kind in Mark._fields)
+                raise RedisUnavailable(
+                    f"{key} holds of {places([partition])} what flowkit did not write: {error}. Take it away"
+                    f" (HDEL {key} {fields}); the partition is then queued from the group's committed offset on"
+                ) from error
         return found
 
     def change(self, group: str, partition: Partition, before: Mark, after: Mark) -> bool:

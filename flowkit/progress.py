@@ -50,10 +50,9 @@ PACE = """
 -- Adds what so many messages took to what is known of their topic, which fades. One that also had to warm up a process tells
 -- only where it took less than that.
 local function pace(key, topic, seconds, messages, cold)
-  local before = redis.call('HGET', key, topic)
-  if cold == '1' and not before then return end
-  if before then
-    local s, m = string.match(before, '(%S+) (%S+)')
+  local s, m = string.match(redis.call('HGET', key, topic) or '', '^(%d+%.%d+) (%d+%.%d+)$')
+  if cold == '1' and not s then return end
+  if s then
     if cold == '1' and seconds * tonumber(m) > tonumber(s) * messages then return end
     seconds, messages = seconds + 0.7 * tonumber(s), messages + 0.7 * tonumber(m)
   end

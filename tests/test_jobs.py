@@ -371,6 +371,17 @@ def test_a_call_whose_reply_got_lost_can_be_repeated(shop: Shop, monkeypatch: py
     assert len(shop.jobs()) == 1
 
 
+@pytest.mark.parametrize("garbage", [b"many", b"\xff", b"1.5"])
+def test_marks_that_flowkit_did_not_write_are_named_and_nothing_is_guessed(shop: Shop, garbage: bytes) -> None:
+    partition = Partition("orders", 0)
+    shop.redis.hset("flowkit:marks:g", "queued:orders:0", garbage)
+    with pytest.raises(
+        RedisUnavailable, match=r"HDEL flowkit:marks:g queued:orders:0 committed:orders:0 era:orders:0"
+    ):
+        shop.queue.marks.read("g", [partition])
+    assert shop.queue.marks.read("g", [Partition("orders", 1)]) == {Partition("orders", 1): Mark()}
+
+
 def test_marks_are_changed_only_by_who_knows_them(shop: Shop) -> None:
     marks, a, b = shop.queue.marks, Partition("orders", 0), Partition("orders", 1)
     assert marks.read("g", [a, b]) == {a: Mark(), b: Mark()}

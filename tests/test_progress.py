@@ -630,6 +630,21 @@ def test_workers_measure_and_the_consumer_learns(shop: Shop) -> None:
     assert sum(sizes) == 100
 
 
+@pytest.mark.parametrize("garbage", [b"", b"fast", b"1", b"1.0 0.000", b"nan nan", b"1.0 2.0 3.0", b"\xff \xfe"])
+def test_what_others_wrote_in_the_place_of_a_measure_is_no_measure(shop: Shop, garbage: bytes) -> None:
+    runs = log_runs(shop)
+    shop.redis.hset(paces_key("shop"), "orders", garbage)
+    sizes = Sizes()
+    sizes.learn({"orders": garbage})
+    assert sizes.size(shop.app.handling("orders")) == FIRST_SIZE
+    shop.enqueue("orders", *numbers(3))
+    jobs_module.Messages._warm = True
+    shop.work()
+    assert len(runs) == 3
+    seconds, messages = (float(part) for part in (shop.redis.hget(paces_key("shop"), "orders") or b"").split())
+    assert 0 < seconds / messages < 1
+
+
 def test_what_is_measured_fades(shop: Shop) -> None:
     log_runs(shop)
     (job,) = shop.enqueue("orders", *numbers(2))
