@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .errors import (
         AlreadyStarted,
         AppNotFound,
+        BatchError,
         BrokerUnavailable,
         ConfigurationError,
         DaemonError,
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyStarted",
     "AppNotFound",
+    "BatchError",
     "BrokerUnavailable",
     "ConfigurationError",
     "DaemonError",

@@ -423,7 +423,7 @@ class Flowkit:
         for route in self._routes.values():
             route.declarations = dict(self.declarations_of(route.handler))
         handlings = {
-            topic: Handling(
+            topic: self._kind_of(route)(
                 route,
                 settings,
                 [hook for topics, hook in self._before if not topics or topic in topics],
@@ -435,6 +435,13 @@ class Flowkit:
         check_ways({topic: handling.dead_letter for topic, handling in handlings.items()})
         check_retry_topics(handlings)
         return handlings
+
+    def _kind_of(self, route: Route) -> type[Handling]:
+        if not route.batch:
+            return Handling
+        from .batches import Batching
+
+        return Batching
 
     # Running.
 

@@ -137,7 +137,8 @@ class Consumer:
         self.queueing = self._make_queueing(job_queue)
         self._gathers = not any(handling.inline for handling in handlings.values())
         many = self._gathers or self.inline.transactions is not None
-        most = settings.kafka.max_poll_records or (MOST_QUEUED if many else MOST_HANDLED)
+        usual = max(MOST_QUEUED if many else MOST_HANDLED, *(handling.max_batch for handling in handlings.values()))
+        most = settings.kafka.max_poll_records or usual
         self.most = min(most, MOST_OF_ALL)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:

@@ -118,6 +118,9 @@ class RetryTopic(NamedTuple):
 class Handling:
     """A route made ready: every option final, the signature read, the payload's decoder made."""
 
+    max_batch, batch_wait = 1, 0.0
+    """Messages that a batch handler is given at most, and seconds that fewer wait for more."""
+
     due_after: float | None = None
     """Seconds that its messages wait from when they were written until they are handled: those of a retry topic do."""
 
@@ -164,7 +167,7 @@ class Handling:
         self.before = [bind(hook)[0] for hook in before]
         self.after = [bind_failure(hook) for hook in after]
         try:
-            self._invoke, annotation = bind(route.handler)
+            self._invoke, annotation = self._bound(route.handler)
             self.decode: Decode = decoder(self.parser, annotation, route.topic)
         except ConfigurationError as error:
             raise ConfigurationError(f"topic {route.topic!r}, handler {route.where}: {error}") from error
@@ -217,6 +220,10 @@ class Handling:
         """Every topic that a message of this route may lead to, its dead letter's too."""
         others = [self.dead_letter] if self.dead_letter else []
         return {*self.all_declarations, *others, *(topic for topic, _ in self.retry_topics)}
+
+    def _bound(self, handler: Handler) -> tuple[Callable[[Any], Any], Any]:
+        """The handler as a function of its message, and the annotation of its payload."""
+        return bind(handler)
 
     def _calls(self) -> tuple[Run, Run]:
         """The shortest ways through this route, with hooks (in the consumer) and without (in a worker): hooks, ``Message`` and

@@ -11,6 +11,7 @@ FlowkitError
 │   ├── ResponseMissing
 │   ├── ResponseRepeated
 │   └── ResponseUnregistered
+├── BatchError                  a batch handler names the message that failed
 ├── HandlerExit                 a handler called ``sys.exit()``
 ├── RouteNotFound               a message or a job for a topic that no handler is registered for
 ├── DeliveryError               Kafka did not confirm a message
@@ -84,6 +85,17 @@ class ResponseRepeated(ResponseError):
 
 class ResponseUnregistered(ResponseError):
     """A response to a topic that was not declared."""
+
+
+class BatchError(FlowkitError):
+    """Raised by a batch handler: the message at this place of its list (0 is the first) has failed, those before it are done.
+
+    ``raise BatchError(3) from error`` says why; else this error is why.
+    """
+
+    def __init__(self, index: int, text: str = "") -> None:
+        self.index = index
+        super().__init__(text or f"message {index} of the batch failed")
 
 
 class HandlerExit(FlowkitError):

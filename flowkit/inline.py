@@ -17,6 +17,7 @@ from .responses import Response
 
 if TYPE_CHECKING:
     from .consumer import Consumer, Track
+    from .dispatch import Handling
     from .transactions import Transactions
 
 
@@ -43,6 +44,8 @@ class Inline:
             records = self._due(partition, track, records, handling.due_after)
             if not records:
                 return
+        if handling.batch_wait and not self._gathered(partition, track, records, handling):
+            return
         if track.begun is None:
             track.begun = records[0].offset
         send = self._send
@@ -96,6 +99,15 @@ class Inline:
                 loop.put_back(partition, track, record.offset, min(left, wait))
             return records[:at]
         return records
+
+    def _gathered(self, partition: Partition, track: Track, records: Sequence[Record], handling: Handling) -> bool:
+        """Whether a batch is as long as it may be, or has waited; if not, its partition waits."""
+        first = records[0].offset
+        if len(records) >= handling.max_batch or first in (track.awaited, track.failed_at):
+            return True
+        track.awaited = first
+        self.loop.put_back(partition, track, first, handling.batch_wait)
+        return False
 
     def _pause_for_breath(self, partition: Partition, following: Record) -> bool:
         """In the middle of a batch: settles and commits what is due. False if the rest of the batch is polled again."""

@@ -29,6 +29,7 @@ class Waiting(Handling):
         self.__dict__.update(vars(handling))
         self._of = handling
         self.due_after = own.wait
+        self.batch_wait = 0.0
 
     def run(
         self,

@@ -110,6 +110,9 @@ class Route:
         self.ordered = options.get("ordered")
         self.shards = options.get("shards")
         self.transactional = options.get("transactional")
+        self.batch = options.get("batch")
+        self.max_batch = options.get("max_batch")
+        self.batch_wait = options.get("batch_wait")
         self.declarations: dict[str, Declaration] = {}
 
     def __repr__(self) -> str:
@@ -148,6 +151,8 @@ class TopicOptions(TypedDict, total=False):
       measured to take. ``job_timeout``: seconds one message may take in a worker.
     - ``ordered``: True queues messages with the same key so that they are handled one after the other, whichever worker has
       them. ``shards``: the number of queues that they are divided among by their keys (4); each needs one worker process.
+    - ``batch``: True gives the handler a list of payloads, or of messages (``list[Message]``); for ``inline`` routes.
+      ``max_batch``: the longest (500). ``batch_wait``: seconds that a shorter one waits for more (0).
     - ``transactional``: True sends the responses and commits their message in one transaction of Kafka; for ``inline`` routes.
     """
 
@@ -169,6 +174,9 @@ class TopicOptions(TypedDict, total=False):
     ordered: bool
     shards: int
     transactional: bool
+    batch: bool
+    max_batch: int
+    batch_wait: float
 
 
 class ResponseOptions(TypedDict, total=False):
@@ -213,10 +221,11 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     responder = options.get("responder")
     if responder is not None and not callable(getattr(responder, "respond", responder)):
         raise ConfigurationError(f"topic {topic!r}: responder is a function or a class, not {responder!r}")
-    size = options.get("job_size")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ConfigurationError(f"topic {topic!r}: job_size is a whole number of at least 1, not {size!r}")
-    for name in ("job_seconds", "job_timeout"):
+    for name in ("job_size", "max_batch"):
+        size = options.get(name)
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ConfigurationError(f"topic {topic!r}: {name} is a whole number of at least 1, not {size!r}")
+    for name in ("job_seconds", "job_timeout", "batch_wait"):
         seconds = options.get(name)
         if seconds is not None and (
             isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf")
@@ -225,6 +234,11 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     _check_order(topic, options)
     if options.get("inline") not in (None, True, False):
         raise ConfigurationError(f"topic {topic!r}: inline is True or False, not {options['inline']!r}")
+    if options.get("batch") not in (None, True, False):
+        raise ConfigurationError(f"topic {topic!r}: batch is True or False, not {options['batch']!r}")
+    for name in ("max_batch", "batch_wait"):
+        if options.get(name) is not None and not options.get("batch"):
+            raise ConfigurationError(f"topic {topic!r}: {name}= is for batch=True only; add it")
     if options.get("transactional") not in (None, True, False):
         raise ConfigurationError(f"topic {topic!r}: transactional is True or False, not {options['transactional']!r}")
     if options.get("inline") and (options.get("queue") or options.get("worker")):

@@ -7,7 +7,7 @@ import inspect
 import logging
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from .errors import ConfigurationError
@@ -15,6 +15,9 @@ from .message import Message
 from .route import Handler
 
 logger = logging.getLogger(__name__)
+
+LISTS = (list, Sequence, Iterable, Collection)
+"""What a batch handler may say that it takes."""
 
 
 class Role:
@@ -63,14 +66,18 @@ def _is_message(hint: Any) -> bool:
     return hint is Message or (union and Message in typing.get_args(hint))
 
 
-def _roles(function: Handler, first: str = "payload") -> tuple[list[Role], Any]:
-    """Which parameter is filled with what, and the annotation of the payload. ``first`` is for errors."""
+def _roles(function: Handler, first: str = "payload", *, batch: bool = False) -> tuple[list[Role], Any]:
+    """Which parameter is filled with what, and the annotation of the payload. ``first`` is for errors; ``batch``: the handler
+    takes lists.
+    """
     target = _target(function)
     if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
         raise ConfigurationError(
             f"{name_of(function)} has a yield, so calling it runs nothing; use app.respond_to(...)"
         )
     parameters, hints = _parameters(function)
+    if batch:
+        hints = {name: _item(function, name, hint) for name, hint in hints.items() if name != "return"}
     single = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     messages = [p for p in single if _is_message(hints.get(p.name))]
     others = [p for p in single if p not in messages]
@@ -128,6 +135,28 @@ def bind(function: Handler) -> tuple[Callable[[Message], Any], Any]:
         case _:
             call = lambda message: function()  # noqa: ARG005, E731
     return call, annotation
+
+
+def bind_batch(function: Handler) -> tuple[Callable[[Sequence[Message]], Any], Any]:
+    """A batch handler as a function of its messages, and the annotation of one payload."""
+    roles, annotation = _roles(function, batch=True)
+    fill = _filler(function, roles)
+    read = reads_payload(function, batch=True)
+    return lambda messages: fill([message.payload for message in messages] if read else None, messages), annotation
+
+
+def reads_payload(function: Handler, *, batch: bool = False) -> bool:
+    """Whether a handler takes the payload, and not the message alone."""
+    return not all(role.is_message for role in _roles(function, batch=batch)[0])
+
+
+def _item(function: Handler, name: str, hint: Any) -> Any:
+    """What a batch handler's parameter takes a list of. Raises ``ConfigurationError`` where it takes no list."""
+    if hint in (Any, list) or typing.get_origin(hint) in LISTS:
+        return next(iter(typing.get_args(hint)), Any)
+    raise ConfigurationError(
+        f"{name_of(function)} is a batch handler, so its {name!r} is a list: annotate it list[...], and not {hint!r}"
+    )
 
 
 def _filler(function: Handler, roles: Sequence[Role]) -> Callable[[Any, Message], Any]:

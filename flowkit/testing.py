@@ -6,13 +6,14 @@ and responder check, all by the code that runs in production.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
-from .dispatch import Entry, Handling, as_failure
+from .dispatch import Entry, Handling, Until, as_failure
 from .errors import ParserError, is_passing
 from .message import Abort, Headers, PlainRecord, Record
 from .responses import Response, responder_name, response
@@ -180,26 +181,29 @@ class Client(_Outbox):
         return self._send(topic, bytes(value), **options)
 
     def send_batch(self, topic: str, values: Iterable[Any], **options: Unpack[SendOptions]) -> list[Call]:
-        """``send`` for each of several values, in order."""
-        return [self.send(topic, value, **options) for value in values]
+        """``send`` for each of several values, in order. A batch handler is given them together, in one call, or in as many as
+        its ``max_batch`` asks for: then there is one ``Call``. What of it failed is not tried again.
+        """
+        handling = self.app.handling(topic)
+        if handling.max_batch == 1:
+            return [self.send(topic, value, **options) for value in values]
+        written = [None if value is None else handling.parser.generate(value) for value in values]
+        given: dict[str, Any] = dict(options)
+        raise_errors, follow = given.pop("raise_errors", True), given.pop("follow", False)
+        records = [self._record(topic, data, **given) for data in written]
+        return [self._send_together(handling, records, raise_errors, follow)]
 
     def _send(
         self,
         topic: str,
         data: bytes | str | None,
         *,
-        key: str | bytes | None = None,
-        headers: Any = None,
-        partition: int = 0,
-        timestamp: float | None = None,
         raise_errors: bool = True,
         follow: bool = False,
+        **options: Any,
     ) -> Call:
         handling = self.app.handling(topic)
-        item = response(topic, data, None, key, partition, None, headers)
-        offset = self._offsets[topic, partition] = self._offsets.get((topic, partition), -1) + 1
-        milliseconds = int((time.time() if timestamp is None else timestamp) * 1000)
-        record = PlainRecord(topic, partition, offset, milliseconds, item.key, item.value, item.headers)
+        record = self._record(topic, data, **options)
         call = Call(topic)
         attempts = 1 if raise_errors else handling.retry.attempts
         before = len(self.direct)
@@ -215,6 +219,43 @@ class Client(_Outbox):
         if follow:
             self._follow(call, raise_errors)
         return call
+
+    def _send_together(
+        self, handling: Handling, records: list[PlainRecord], raise_errors: bool, follow: bool
+    ) -> Call:
+        call = Call(handling.topic)
+        call.attempts = 1
+        sent: list[Response] = []
+        until = Until()
+        until.at = math.inf
+        before = len(self.direct)
+        with self._keeping():
+            _, call.error = handling.run(
+                records, lambda _, responses: sent.extend(responses), attempt=1, received=time.time(), until=until
+            )
+        call.direct = self.direct[before:]
+        if call.error is not None and raise_errors:
+            raise call.error
+        call.responses = [Sent(item, item.parser) for item in sent]
+        if follow:
+            self._follow(call, raise_errors)
+        return call
+
+    def _record(
+        self,
+        topic: str,
+        data: bytes | str | None,
+        *,
+        key: str | bytes | None = None,
+        headers: Any = None,
+        partition: int = 0,
+        timestamp: float | None = None,
+    ) -> PlainRecord:
+        """The next message of its partition."""
+        item = response(topic, data, None, key, partition, None, headers)
+        offset = self._offsets[topic, partition] = self._offsets.get((topic, partition), -1) + 1
+        milliseconds = int((time.time() if timestamp is None else timestamp) * 1000)
+        return PlainRecord(topic, partition, offset, milliseconds, item.key, item.value, item.headers)
 
     def _queue(self, handling: Handling, record: Record, call: Call, attempts: int) -> Sequence[Response] | None:
         """What the consumer does, then what the worker does: each with attempts of its own, and hooks in the first only."""

@@ -20,7 +20,7 @@ from flowkit.producer import Producer
 from flowkit.testing import Client
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("mini", "shop", "configured", "observed", "patient")
+NAMES = ("mini", "shop", "configured", "observed", "patient", "ledger")
 
 
 ORDER = {"id": 7, "user": "ann", "total": 20.0}
@@ -75,6 +75,31 @@ class TestPatient:
         assert waiting == {"payments": 0, "mails": 3, "clicks": 0, "postings": 0}
         call = flowkit_client.send_raw("clicks", b"{", raise_errors=False)
         assert (call.skipped, call.attempts) == (True, 1)
+
+
+class TestLedger:
+    @pytest.fixture
+    def flowkit_app(self, load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Flowkit:
+        monkeypatch.setenv("LEDGER", ":memory:")
+        return load("ledger").app
+
+    def test_payments_are_stored_together_and_each_once(self, flowkit_client: Client) -> None:
+        database = sys.modules["ledger"].database
+        payments = [{"id": number, "cents": 100 * number} for number in (1, 2, 3, 2)]
+        assert len(flowkit_client.send_batch("payments", payments)) == 1
+        assert database.execute("SELECT id, cents FROM payments").fetchall() == [(1, 100), (2, 200), (3, 300)]
+        flowkit_client.send_batch("refunds", payments[:2])
+        assert database.execute("SELECT id FROM payments").fetchall() == [(3,)]
+
+    def test_a_payment_that_the_database_refuses_takes_no_other_with_it(self, flowkit_client: Client) -> None:
+        database = sys.modules["ledger"].database
+        database.execute(
+            "CREATE TRIGGER no_three BEFORE INSERT ON payments WHEN new.id = 3 BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+        payments = [{"id": number, "cents": 1} for number in (1, 2, 3, 4)]
+        (call,) = flowkit_client.send_batch("payments", payments, raise_errors=False)
+        assert "no" in str(call.error)
+        assert database.execute("SELECT id FROM payments").fetchall() == [(1,), (2,)]
 
 
 class TestShop:
