@@ -66,6 +66,15 @@ async def deliver(to: str) -> None:
 # --8<-- [end:async]
 
 
+# --8<-- [start:concurrency]
+@app.topic("parcels", inline=True, concurrency=100)
+async def parcel(payload: dict[str, Any]) -> None:
+    await deliver(payload["to"])
+
+
+# --8<-- [end:concurrency]
+
+
 # --8<-- [start:hooks]
 @app.on_startup
 def connect() -> None:

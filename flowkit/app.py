@@ -437,11 +437,15 @@ class Flowkit:
         return handlings
 
     def _kind_of(self, route: Route) -> type[Handling]:
-        if not route.batch:
-            return Handling
-        from .batches import Batching
+        if route.concurrency is not None and route.concurrency > 1:
+            from .parallel import Parallel
 
-        return Batching
+            return Parallel
+        if route.batch:
+            from .batches import Batching
+
+            return Batching
+        return Handling
 
     # Running.
 

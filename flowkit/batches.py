@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .coroutines import finish
-from .dispatch import Handling, Run, Send, Until, as_failure
+from .dispatch import Ahead, Handling, Run, Send, Until, as_failure
 from .errors import BatchError, ConfigurationError, ResponseError, is_passing
 from .message import Abort, Message, Record, place
 from .responses import Call, Declarations, Response, current
@@ -79,6 +79,7 @@ class Batching(Handling):
         received: float,
         until: Until,
         call: Run | None = None,  # noqa: ARG002
+        ahead: Ahead | None = None,  # noqa: ARG002
     ) -> tuple[int, Exception | None]:
         done = 0
         token = current.set(self._idle)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer, Unreadable
-from .dispatch import Handling, Until
+from .dispatch import Ahead, Handling, Until
 from .errors import (
     ConfigurationError,
     FlowkitError,
@@ -42,6 +42,9 @@ POLL_TIMEOUT = 0.5
 MOST_HANDLED, MOST_QUEUED = 500, 5_000
 """Messages of one poll where some are handled here, and where all go to queues: the more in a job, the less each costs. In
 transactions too."""
+
+ROUNDS = 20
+"""Messages of one poll for each that may be handled at once: at the end of a batch the others wait for the last one."""
 
 MOST_OF_ALL = 50_000
 """Messages of one poll in any case: Redis takes a million arguments in a call at most, and a job has twenty."""
@@ -71,6 +74,7 @@ class Track:
     waits: int = 0
     topic_id: str | None = None
     awaited: int | None = None
+    ahead: Ahead = field(default_factory=dict)
 
     def attempt_of(self, record: Record) -> int:
         """The number of the next attempt: one message, the first that is not done, may have failed before."""
@@ -137,7 +141,9 @@ class Consumer:
         self.queueing = self._make_queueing(job_queue)
         self._gathers = not any(handling.inline for handling in handlings.values())
         many = self._gathers or self.inline.transactions is not None
-        usual = max(MOST_QUEUED if many else MOST_HANDLED, *(handling.max_batch for handling in handlings.values()))
+        usual = MOST_QUEUED if many else MOST_HANDLED
+        for handling in handlings.values():
+            usual = max(usual, handling.max_batch, ROUNDS * handling.concurrency)
         most = settings.kafka.max_poll_records or usual
         self.most = min(most, MOST_OF_ALL)
 
@@ -206,11 +212,13 @@ class Consumer:
         queueing = self.queueing
         if queueing is not None:
             queueing.begin_turn()
+        if self.inline.parallel:
+            self.inline.work_ahead({partition: rs for partition, rs in batch.items() if partition not in anew})
         queued: dict[Partition, Sequence[Record]] = {}
         for partition, records in batch.items():
-            if self.stopping:
-                break
             if partition in self.left or partition in anew:
+                continue
+            if self.stopping and not self.tracks[partition].ahead:
                 continue
             if self.handlings[partition.topic].inline:
                 self.inline.take(partition, records)

@@ -12,6 +12,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Token
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -55,6 +56,9 @@ logger = logging.getLogger(__name__)
 Send = Callable[[Record, Sequence[Response]], None]
 Run = Callable[[Any, int, float], Sequence[Response]]
 """One message, its attempt number, when it was received: gives the responses. ``Abort`` and every error come out."""
+
+Ahead = dict[int, Sequence[Response] | Exception]
+"""By offset, what came of messages of one partition that were handled before it was their turn."""
 
 Entry = tuple[Any, ...]
 """One queued message: the fields of a ``PlainRecord``, but the value as the interchanger loaded it."""
@@ -117,6 +121,9 @@ class RetryTopic(NamedTuple):
 
 class Handling:
     """A route made ready: every option final, the signature read, the payload's decoder made."""
+
+    concurrency = 1
+    """How many of its messages are handled at once."""
 
     max_batch, batch_wait = 1, 0.0
     """Messages that a batch handler is given at most, and seconds that fewer wait for more."""
@@ -287,11 +294,13 @@ class Handling:
         received: float,
         until: Until,
         call: Run | None = None,
+        ahead: Ahead | None = None,  # noqa: ARG002
     ) -> tuple[int, Exception | None]:
         """Records of one partition or one job, in order, until one fails or the time has come.
 
-        ``attempt`` is that of the first record; ``call`` what is done with each, ``self.call`` if not given. Gives the number
-        of finished records, and the error of the next one if it failed.
+        ``attempt`` is that of the first record; ``call`` what is done with each, ``self.call`` if not given; ``ahead`` what was
+        handled before its turn, by ``Parallel``. Gives the number of finished records, and the error of the next one if it
+        failed.
         """
         call = call or self.call
         clock = time.monotonic
@@ -322,17 +331,24 @@ class Handling:
 
     def handle(self, message: Message) -> Sequence[Response]:
         """Calls the handler and gives the responses that passed the check. Hooks have run before; ``Abort`` may come out."""
-        call = Call(self.route.name, self.declarations, self.parser, self.route.responder)
-        token = current.set(call)
+        call, token = self.begin()
         try:
-            result = finish(self._invoke(message))
-            if result is not None:
-                self._answer(call, result)
-            call.check()
-            if call.responder is not None and not call.responder_calls:
-                self._check_unused_responder()
+            return self.end(call, finish(self._invoke(message)))
         finally:
             current.reset(token)
+
+    def begin(self) -> tuple[Call, Token[Call | None]]:
+        """The call that a handler is about to be called in, which is the current one until the token is reset."""
+        call = Call(self.route.name, self.declarations, self.parser, self.route.responder)
+        return call, current.set(call)
+
+    def end(self, call: Call, result: Any) -> Sequence[Response]:
+        """What follows when the handler has given its result: gives the responses that passed the check."""
+        if result is not None:
+            self._answer(call, result)
+        call.check()
+        if call.responder is not None and not call.responder_calls:
+            self._check_unused_responder()
         return call.responses
 
     def _answer(self, call: Call, result: Any) -> None:

@@ -63,7 +63,12 @@ class FlowMap:
 def runs(handling: Handling) -> str:
     """Where the handler of a route runs."""
     if handling.inline:
-        return "inline, transactional" if handling.transactional else "inline"
+        more = {
+            "transactional": handling.transactional,
+            "batches": handling.max_batch > 1,
+            f"{handling.concurrency} at once": handling.concurrency > 1,
+        }
+        return ", ".join(["inline", *(name for name, so in more.items() if so)])
     return f"worker {name_of(handling.worker)}" if handling.worker else f"queue {queue_name(handling)}"
 
 

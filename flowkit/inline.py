@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ class Inline:
     def __init__(self, loop: Consumer) -> None:
         self.loop = loop
         self._sent: list[tuple[Record, Response, Any]] = []
+        self.parallel = any(handling.concurrency > 1 for handling in loop.handlings.values())
         self.transactions: Transactions | None = None
         if any(handling.transactional for handling in loop.handlings.values()):
             from .transactions import Transactions
@@ -58,7 +59,9 @@ class Inline:
             slice_ = records[at : at + limit] if at or limit < len(records) else records
             with loop.loan:
                 attempt = track.attempt_of(records[at])
-                done, error = handling.run(slice_, send, attempt=attempt, received=loop.received, until=loop.until)
+                done, error = handling.run(
+                    slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=track.ahead
+                )
             if partition in loop.left:
                 self._forget(partition)
                 break
@@ -99,6 +102,20 @@ class Inline:
                 loop.put_back(partition, track, record.offset, min(left, wait))
             return records[:at]
         return records
+
+    def work_ahead(self, batch: Mapping[Partition, Sequence[Record]]) -> None:
+        """Handles what of a batch may be handled at once, before the partitions have their turn one by one."""
+        from .parallel import works_of
+
+        loop = self.loop
+        may_start = {
+            partition: track
+            for partition in batch.keys() - loop.left.keys()
+            if (track := loop.tracks.get(partition)) is not None and track.resume_at is None and not track.held
+        }
+        for handling, works in works_of(batch, may_start, loop.handlings).items():
+            with loop.loan:
+                handling.work(works, loop.received, loop.until)
 
     def _gathered(self, partition: Partition, track: Track, records: Sequence[Record], handling: Handling) -> bool:
         """Whether a batch is as long as it may be, or has waited; if not, its partition waits."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .deadletters import headers_of_message, origin
-from .dispatch import MOST_RETRY_TOPICS, Handling, RetryTopic, Run, Send, Until
+from .dispatch import MOST_RETRY_TOPICS, Ahead, Handling, RetryTopic, Run, Send, Until
 from .errors import DeadLetterLimit
 from .message import Abort, PlainRecord, Record, place
 from .responses import Response
@@ -40,6 +40,7 @@ class Waiting(Handling):
         received: float,
         until: Until,
         call: Run | None = None,  # noqa: ARG002
+        ahead: Ahead | None = None,  # noqa: ARG002
     ) -> tuple[int, Exception | None]:
         done, error = super().run(
             records, send, attempt=attempt, received=received, until=until, call=self._call_original

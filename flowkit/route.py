@@ -110,6 +110,8 @@ class Route:
         self.ordered = options.get("ordered")
         self.shards = options.get("shards")
         self.transactional = options.get("transactional")
+        self.concurrency = options.get("concurrency")
+        self.order = options.get("order")
         self.batch = options.get("batch")
         self.max_batch = options.get("max_batch")
         self.batch_wait = options.get("batch_wait")
@@ -151,6 +153,8 @@ class TopicOptions(TypedDict, total=False):
       measured to take. ``job_timeout``: seconds one message may take in a worker.
     - ``ordered``: True queues messages with the same key so that they are handled one after the other, whichever worker has
       them. ``shards``: the number of queues that they are divided among by their keys (4); each needs one worker process.
+    - ``concurrency``: messages that are handled at once, on threads or, of an ``async def`` handler, as tasks; for ``inline``
+      routes. ``order``: ``"key"``, messages of a partition with the same key one after the other; ``"none"``: all at once.
     - ``batch``: True gives the handler a list of payloads, or of messages (``list[Message]``); for ``inline`` routes.
       ``max_batch``: the longest (500). ``batch_wait``: seconds that a shorter one waits for more (0).
     - ``transactional``: True sends the responses and commits their message in one transaction of Kafka; for ``inline`` routes.
@@ -174,6 +178,8 @@ class TopicOptions(TypedDict, total=False):
     ordered: bool
     shards: int
     transactional: bool
+    concurrency: int
+    order: Literal["key", "none"]
     batch: bool
     max_batch: int
     batch_wait: float
@@ -221,7 +227,7 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     responder = options.get("responder")
     if responder is not None and not callable(getattr(responder, "respond", responder)):
         raise ConfigurationError(f"topic {topic!r}: responder is a function or a class, not {responder!r}")
-    for name in ("job_size", "max_batch"):
+    for name in ("job_size", "max_batch", "concurrency"):
         size = options.get(name)
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ConfigurationError(f"topic {topic!r}: {name} is a whole number of at least 1, not {size!r}")
@@ -234,6 +240,10 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     _check_order(topic, options)
     if options.get("inline") not in (None, True, False):
         raise ConfigurationError(f"topic {topic!r}: inline is True or False, not {options['inline']!r}")
+    if options.get("order") not in (None, "key", "none"):
+        raise ConfigurationError(f"topic {topic!r}: order is 'key' or 'none', not {options['order']!r}")
+    if options.get("order") is not None and options.get("concurrency", 1) == 1:
+        raise ConfigurationError(f"topic {topic!r}: order= is for concurrency= of more than 1; add it")
     if options.get("batch") not in (None, True, False):
         raise ConfigurationError(f"topic {topic!r}: batch is True or False, not {options['batch']!r}")
     for name in ("max_batch", "batch_wait"):

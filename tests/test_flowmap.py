@@ -278,6 +278,18 @@ def test_as_data() -> None:
     }
 
 
+def test_where_a_handler_runs_and_how() -> None:
+    app = make_app()
+    app.add_topic("a", lambda value: None)
+    app.add_topic("b", lambda values: None, batch=True)
+    app.add_topic("c", lambda value: None, concurrency=20, transactional=True)
+    assert [flowmap.runs(app.handling(topic)) for topic in "abc"] == [
+        "inline",
+        "inline, batches",
+        "inline, transactional, 20 at once",
+    ]
+
+
 def test_a_handler_is_queued_unless_it_is_inline() -> None:
     assert not Node("n", "handler", "f", "inline").queued
     assert not Node("n", "handler", "f", "inline, transactional").queued

@@ -39,6 +39,7 @@ def announce(order: int) -> None: ...
 app.topic("orders")
 app.topic("orders", group="g", queue="q", retry=3, dead_letter="dead", job_size=1, job_timeout=0.5)
 app.topic("orders", inline=True, retry=Retry(attempts=3), retry_topic="{topic}.retry")
+app.topic("orders", inline=True, concurrency=100, order="key")
 app.topic("orders", inline=True, batch=True, max_batch=100, batch_wait=0.5, retry_topic=False)
 app.topic("orders", worker=Worker(), parser=Parser, interchanger=Interchanger(), responder=announce)
 

@@ -1,0 +1,542 @@
+"""Handlers that run many at a time: in the order of keys, with offsets, failures and responses as if one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import re
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaProducer
+from processes import Process
+from servers import Kafka, MakeTopic, WaitFor
+from test_transactions import Loop, Running, committed
+
+import flowkit.consumer
+from flowkit import Flowkit, Message, Retry
+from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError
+from flowkit.message import Partition
+from flowkit.testing import Client
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
+
+
+def make_app(**settings: Any) -> Flowkit:
+    kafka = {"hosts": "127.0.0.1:9", "offset_commit_interval": 60, **settings.pop("kafka", {})}
+    return Flowkit("t", kafka=kafka, **{"inline": True, "retry": Retry(attempts=3, first=0), **settings})
+
+
+class Handler:
+    """Notes when each message began and ended, and how many were in hand; ``act`` is what it does with one."""
+
+    def __init__(
+        self, app: Flowkit, act: Callable[[int], Any], *, asynchronous: bool, topic: str = "a", **options: Any
+    ) -> None:
+        self.spans: dict[int, tuple[float, float]] = {}
+        self.runs: Counter[int] = Counter()
+        self.most = 0
+        self._in_hand = 0
+        self._lock = threading.Lock()
+        self.act = act
+        handle: Any = self.coroutine if asynchronous else self.function
+        app.add_topic(topic, handle, group="g", **{"concurrency": 10, **options})
+
+    @contextlib.contextmanager
+    def _noting(self, value: int) -> Any:
+        began = time.monotonic()
+        with self._lock:
+            self.runs[value] += 1
+            self._in_hand += 1
+            self.most = max(self.most, self._in_hand)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_hand -= 1
+            self.spans[value] = began, time.monotonic()
+
+    def function(self, value: int) -> Any:
+        with self._noting(value):
+            seconds = self.act(value)
+            time.sleep(seconds or 0)
+
+    async def coroutine(self, value: int) -> Any:
+        with self._noting(value):
+            seconds = self.act(value)
+            await asyncio.sleep(seconds or 0)
+
+
+def put(
+    loop: Loop, *values: int, keys: Callable[[int], bytes | None] = lambda value: None, partition: int = 0
+) -> None:
+    for value in values:
+        loop.broker.append("a", str(value).encode(), keys(value), partition=partition)
+
+
+def turn(loop: Loop, done: Callable[[], bool], most: int = 200) -> None:
+    for _ in range(most):
+        loop.turn()
+        if done():
+            return
+    raise AssertionError("it does not come to its end")
+
+
+both = pytest.mark.parametrize("asynchronous", [False, True], ids=["threads", "tasks"])
+
+
+# How many, and in which order.
+
+
+@both
+def test_so_many_are_handled_at_once_and_no_more(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: 0.02, asynchronous=asynchronous, concurrency=7)
+    loop = Loop(app)
+    put(loop, *range(40))
+    turn(loop, lambda: len(handler.runs) == 40)
+    assert handler.most == 7
+    assert set(handler.runs.values()) == {1}
+
+
+@both
+def test_the_partitions_of_a_poll_are_handled_together(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: 0.05, asynchronous=asynchronous, concurrency=12)
+    loop = Loop(app)
+    loop.broker.create("a", 4)
+    for partition in range(4):
+        put(loop, *range(3 * partition, 3 * partition + 3), partition=partition)
+    loop.turn()
+    assert handler.most == 12
+
+
+@both
+def test_messages_with_the_same_key_are_handled_in_order_and_never_at_once(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: 0.002 * (value % 3), asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(60), keys=lambda value: b"%d" % (value % 6))
+    turn(loop, lambda: len(handler.runs) == 60)
+    assert handler.most > 3
+    for key in range(6):
+        spans = [handler.spans[value] for value in range(key, 60, 6)]
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+@both
+def test_without_order_they_are_handled_at_once_too(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: 0.02, asynchronous=asynchronous, order="none")
+    loop = Loop(app)
+    put(loop, *range(10), keys=lambda value: b"same")
+    loop.turn()
+    assert handler.most == 10
+
+
+@both
+def test_a_slow_message_does_not_hold_up_the_others_of_its_batch(asynchronous: bool) -> None:
+    app = make_app(kafka={"offset_commit_interval": 0.05})
+    handler = Handler(app, lambda value: 0.6 if value == 0 else 0.001, asynchronous=asynchronous, concurrency=4)
+    loop = Loop(app)
+    put(loop, *range(200))
+    loop.turn()
+    slow_ended = handler.spans[0][1]
+    assert sum(ended < slow_ended for _, ended in handler.spans.values()) == 199
+
+
+# Offsets and failures.
+
+
+@both
+def test_nothing_is_committed_past_a_message_that_is_not_done(asynchronous: bool) -> None:
+    app = make_app(retry=Retry(first=3600))
+
+    def act(value: int) -> None:
+        if value == 3:
+            raise ValueError("three")
+
+    handler = Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(10))
+    loop.turn(3)
+    loop.consumer.commit()
+    assert loop.committed() == 3
+    assert sorted(handler.runs) == list(range(10))
+
+
+@both
+def test_what_stands_behind_a_failed_message_is_not_handled_again(asynchronous: bool) -> None:
+    app = make_app()
+    left = [3, 3, 7]
+
+    def act(value: int) -> None:
+        if value in left:
+            left.remove(value)
+            raise ValueError(value)
+
+    handler = Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(10))
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 10)[1])
+    assert handler.runs == Counter({**dict.fromkeys(range(10), 1), 3: 3, 7: 2})
+
+
+@both
+def test_what_has_the_key_of_a_failed_message_waits_for_it(asynchronous: bool) -> None:
+    app = make_app()
+    order: list[int] = []
+    left = [1, 1]
+
+    def act(value: int) -> None:
+        order.append(value)
+        if value in left:
+            left.remove(value)
+            raise ValueError(value)
+
+    Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(8), keys=lambda value: b"odd" if value % 2 else b"%d" % value)
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 8)[1])
+    assert [value for value in order if value % 2] == [1, 1, 1, 3, 5, 7]
+    assert sorted(value for value in order if value % 2 == 0) == [0, 2, 4, 6]
+
+
+@both
+def test_a_message_that_stays_bad_becomes_a_dead_letter_alone(asynchronous: bool) -> None:
+    app = make_app(dead_letter="dead")
+    attempts: list[tuple[int, bool]] = []
+
+    @app.after_failure
+    def note(error: Exception, message: Message) -> None:
+        attempts.append((message.attempt, message.last_attempt))
+
+    def act(value: int) -> None:
+        if value == 4:
+            raise ValueError("four")
+
+    handler = Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(10))
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 10)[1])
+    assert loop.values("dead") == [4]
+    assert attempts == [(1, False), (2, False), (3, True)]
+    assert handler.runs == Counter({**dict.fromkeys(range(10), 1), 4: 3})
+
+
+@both
+def test_a_server_that_is_away_is_no_attempt(asynchronous: bool) -> None:
+    app = make_app(dead_letter="dead")
+    left = [BrokerUnavailable("nobody there")] * 5
+
+    def act(value: int) -> None:
+        if value == 1 and left:
+            raise left.pop()
+
+    handler = Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, 0, 1, 2)
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    assert (handler.runs[1], loop.values("dead")) == (6, [])
+
+
+@both
+def test_failed_messages_may_wait_in_retry_topics(asynchronous: bool) -> None:
+    app = make_app(retry_topic="{topic}.retry")
+    left = [2]
+
+    def act(value: int) -> None:
+        if value in left:
+            left.remove(value)
+            raise ValueError(value)
+
+    handler = Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, 1, 2, 3)
+    turn(loop, lambda: handler.runs[2] == 2)
+    loop.consumer.commit()
+    assert loop.committed() == 3
+    assert loop.values("a.retry.1") == [2]
+
+
+@both
+def test_a_stop_waits_for_what_is_in_hand_and_begins_no_other(asynchronous: bool) -> None:
+    app = make_app()
+
+    def act(value: int) -> float:
+        if value == 2:
+            loop.consumer.stop()
+        return 0.05
+
+    handler = Handler(app, act, asynchronous=asynchronous, concurrency=3)
+    loop = Loop(app)
+    put(loop, *range(30))
+    loop.consumer.run()
+    assert len(handler.runs) <= 6
+    assert len(handler.spans) == len(handler.runs)
+    assert loop.committed() == len(handler.runs)
+
+
+@both
+def test_a_partition_that_leaves_takes_what_was_ahead_with_it(asynchronous: bool) -> None:
+    """Else it would be passed over when the partition comes back, whatever is at those offsets then."""
+    app = make_app(retry=Retry(first=3600))
+    bad = [0]
+
+    def act(value: int) -> None:
+        if value in bad:
+            raise ValueError(value)
+
+    handler = Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, 0, 1, 2)
+    loop.turn()
+    assert handler.runs == Counter([0, 1, 2])
+    loop.broker.commits["g"].update(loop.consumer.revoked([Partition("a", 0)]))
+    del loop.consumer.client.positions[Partition("a", 0)]  # type: ignore[attr-defined]
+    bad.clear()
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    assert handler.runs == Counter({0: 2, 1: 2, 2: 2})
+
+
+# Responses and hooks.
+
+
+@both
+def test_responses_are_sent_in_the_order_of_their_messages(asynchronous: bool) -> None:
+    app = make_app()
+
+    def answer(value: int) -> int:
+        time.sleep(0.01 * (value % 3))
+        return value
+
+    async def answer_async(value: int) -> int:
+        await asyncio.sleep(0.01 * (value % 3))
+        return value
+
+    handler: Any = answer_async if asynchronous else answer
+    app.add_topic("a", handler, group="g", concurrency=5)
+    app.add_response(handler, "out")
+    loop = Loop(app)
+    put(loop, *range(12))
+    turn(loop, lambda: len(loop.values()) == 12)
+    assert loop.values() == list(range(12))
+
+
+@both
+def test_calls_at_the_same_time_keep_their_responses_apart(asynchronous: bool) -> None:
+    app = make_app()
+
+    def announce(value: int) -> None:
+        app.respond_to("news", value)
+
+    app.add_response(announce, "news")
+
+    @app.before_enqueue
+    def tell(value: int) -> None:
+        app.respond_with(announce, value + 100)
+
+    def respond(value: int) -> None:
+        time.sleep(0.01)
+        app.respond_to("out", value)
+
+    async def respond_async(value: int) -> None:
+        await asyncio.sleep(0.01)
+        app.respond_to("out", value)
+
+    handler: Any = respond_async if asynchronous else respond
+    app.add_topic("a", handler, group="g", concurrency=8)
+    app.add_response(handler, "out")  # exactly one: the check would find another one's
+    loop = Loop(app)
+    put(loop, *range(16))
+    turn(loop, lambda: len(loop.values()) == 16)
+    assert loop.values("news") == [value + 100 for value in range(16)]
+
+
+@both
+def test_a_response_that_is_not_confirmed_brings_its_message_again(asynchronous: bool) -> None:
+    app = make_app()
+    runs: Counter[int] = Counter()
+
+    def answer(value: int) -> int:
+        runs[value] += 1
+        return value
+
+    async def answer_async(value: int) -> int:
+        return answer(value)
+
+    handler: Any = answer_async if asynchronous else answer
+    app.add_topic("a", handler, group="g", concurrency=4)
+    app.add_response(handler, "out")
+    loop = Loop(app)
+    put(loop, 0, 1, 2)
+    loop.broker.refuse = DeliveryError("not now", passing=True)
+    loop.turn()
+    loop.consumer.commit()
+    assert loop.committed() in (None, 0)
+    loop.broker.refuse = None
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    assert sorted(set(loop.values())) == [0, 1, 2]
+
+
+@both
+def test_an_abort_in_a_handler_or_a_hook_ends_its_message_only(asynchronous: bool) -> None:
+    app = make_app()
+
+    @app.before_enqueue
+    def odd_only(value: int) -> None:
+        if value % 2 == 0:
+            app.abort()
+
+    def act(value: int) -> None:
+        if value == 3:
+            app.abort()
+
+    handler = Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(6))
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 6)[1])
+    assert sorted(handler.runs) == [1, 3, 5]
+
+
+@both
+def test_in_a_transactional_route_responses_and_offset_count_together(asynchronous: bool) -> None:
+    app = make_app(transactional=True)
+
+    def answer(value: int) -> int:
+        return value
+
+    async def answer_async(value: int) -> int:
+        return value
+
+    handler: Any = answer_async if asynchronous else answer
+    app.add_topic("a", handler, group="g", concurrency=4)
+    app.add_response(handler, "out")
+    loop = Loop(app)
+    put(loop, *range(9))
+    loop.turn()
+    assert loop.values() == list(range(9))
+    assert loop.committed() == 9
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"concurrency": 0}, "concurrency is a whole number of at least 1, not 0"),
+        ({"concurrency": 2, "inline": False}, "concurrency= is for routes with inline=True"),
+        ({"concurrency": 2, "batch": True}, "concurrency= and batch=True do not go together"),
+        ({"concurrency": 2, "order": "any"}, "order is 'key' or 'none', not 'any'"),
+        ({"order": "none"}, "order= is for concurrency= of more than 1"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], complaint: str) -> None:
+    app = make_app(redis="redis://127.0.0.1:9")
+
+    def start() -> None:
+        app.add_topic("a", lambda value: None, **options)
+        app.start(connected=False)
+
+    with pytest.raises(ConfigurationError, match=re.escape(complaint)):
+        start()
+
+
+@both
+def test_the_test_client_handles_them_one_by_one(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous)
+    Client(app).send_batch("a", [1, 2])
+    assert (handler.runs, handler.most) == (Counter([1, 2]), 1)
+
+
+# On Kafka.
+
+
+@both
+def test_on_kafka_all_are_handled_in_order_of_their_keys(kafka: Kafka, topic: MakeTopic, asynchronous: bool) -> None:
+    source = topic("in", 3)
+    app = Flowkit("t", kafka={"hosts": kafka.hosts}, inline=True, retry=Retry(first=0.1))
+    seen: dict[str, list[int]] = defaultdict(list)
+    failed: set[int] = set()
+
+    def note(number: int, key: str) -> None:
+        if number % 50 == 0 and number not in failed:
+            failed.add(number)
+            raise ValueError(number)
+        seen[key].append(number)
+
+    def handle(number: int, message: Message) -> None:
+        time.sleep(0.002)
+        note(number, (message.key or b"").decode())
+
+    async def handle_async(number: int, message: Message) -> None:
+        await asyncio.sleep(0.002)
+        note(number, (message.key or b"").decode())
+
+    handler: Any = handle_async if asynchronous else handle
+    app.add_topic(source, handler, group=source, concurrency=20)
+    with contextlib.closing(KafkaProducer(bootstrap_servers=kafka.hosts)) as producer:
+        for number in range(1_000):
+            producer.send(source, b"%d" % number, key=b"%d" % (number % 17))
+        producer.flush()
+    Running(app, source).run_until(lambda: sum(map(len, seen.values())) >= 1_000)
+    assert seen == {str(key): list(range(key, 1_000, 17)) for key in range(17)}
+
+
+@both
+def test_a_sigkill_loses_nothing_and_repeats_what_was_in_hand(
+    kafka: Kafka, topic: MakeTopic, tmp_path: Path, wait_for: WaitFor, asynchronous: bool
+) -> None:
+    if not kafka.apache:
+        pytest.skip("the embedded broker does not hand a killed member's partitions on")
+    count, keys, killed = 12_000, 101, []
+    source = topic("crowd", 4)
+    with contextlib.closing(KafkaProducer(bootstrap_servers=kafka.hosts)) as producer:
+        for number in range(count):
+            producer.send(source, b"%d" % number, key=b"%d" % (number % keys))
+        producer.flush()
+    ledger = tmp_path / "ledger"
+    ledger.mkdir()
+    env = {"FLOWKIT_KAFKA_HOSTS": kafka.hosts, "CROWD_TOPIC": source, "CROWD_LEDGER": str(ledger)}
+    env |= {"CROWD_TASKS": "1"} if asynchronous else {}
+
+    def runs() -> list[tuple[int, ...]]:
+        return [
+            tuple(map(int, line.split()))
+            for path in ledger.iterdir()
+            for line in path.read_text().rpartition("\n")[0].splitlines()
+        ]
+
+    for at in (2_000, 5_000):
+        with Process("flowkit", "run", "crowd:app", env=env, log=tmp_path / "log") as process:
+            wait_for(lambda at=at: len(runs()) >= at)
+            process.kill()
+        killed.append(len(runs()))
+    with Process("flowkit", "run", "crowd:app", env=env, log=tmp_path / "log") as process:
+        wait_for(lambda: len({number for number, *_ in runs()}) == count)
+        assert process.stop() == 0
+    found = runs()
+    assert {number for number, *_ in found} == set(range(count))
+    # what 0.2 s between two commits handle, and a batch
+    assert len(found) - count <= len(killed) * 2_000
+    spans: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for number, key, began, ended in found:
+        spans[key].append((began, ended, number))
+    for of_key in spans.values():
+        of_key.sort()
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(of_key)), "two of a key at once"
+        first = list(dict.fromkeys(number for _, _, number in of_key))
+        assert first == sorted(first)
+    assert committed(kafka.hosts, source, source) is not None
