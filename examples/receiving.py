@@ -67,8 +67,8 @@ async def deliver(to: str) -> None:
 
 
 # --8<-- [start:concurrency]
-@app.topic("parcels", inline=True, concurrency=100)
-async def parcel(payload: dict[str, Any]) -> None:
+@app.topic("calls", inline=True, concurrency=100)
+async def call(payload: dict[str, Any]) -> None:
     await deliver(payload["to"])
 
 
