@@ -218,7 +218,7 @@ class Consumer:
         for partition, records in batch.items():
             if partition in self.left or partition in anew:
                 continue
-            if self.stopping and not self.tracks[partition].ahead:
+            if self.stopping and not self.track(partition).ahead:
                 continue
             if self.handlings[partition.topic].inline:
                 self.inline.take(partition, records)
