@@ -7,13 +7,14 @@ one of them, the whole batch comes again.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .coroutines import finish
 from .dispatch import Ahead, Handling, Run, Send, Until, as_failure
-from .errors import BatchError, ConfigurationError, ResponseError, is_passing
+from .errors import BatchError, ConfigurationError, is_passing
 from .message import Abort, Message, Record, place
 from .responses import Call, Declarations, Response, current
 from .route import Handler, Responder, Route
@@ -56,6 +57,9 @@ class Batching(Handling):
         self.reads_payloads = reads_payload(route.handler, batch=True)
         self.max_batch = route.max_batch or MAX_BATCH
         self.batch_wait = route.batch_wait or 0.0
+        self._ends: dict[int, int] = {}
+        self._alone_to: dict[int, int] = {}
+        """By partition: the last message of the last batch; and up to which one they are alone, because a batch has failed."""
 
     def _bound(self, handler: Handler) -> tuple[Callable[[Any], Any], Any]:
         return bind_batch(handler)
@@ -65,7 +69,9 @@ class Batching(Handling):
 
     def _call_alone(self, record: Record, attempt: int, received: float) -> Sequence[Response]:
         """One message, as a batch of its own."""
-        _, responses, error = self._handle([record], attempt, received)
+        until = Until()
+        until.at = math.inf
+        _, responses, error = self._handle([record], attempt, received, until)
         if error is not None:
             raise error
         return responses
@@ -82,21 +88,28 @@ class Batching(Handling):
         ahead: Ahead | None = None,  # noqa: ARG002
     ) -> tuple[int, Exception | None]:
         done = 0
+        partition = records[0].partition
+        if attempt > 1:  # it failed, and maybe for another one
+            self._alone_to[partition] = self._ends.get(partition, -1)
         token = current.set(self._idle)
         try:
             while done < len(records):
                 until.began = now = time.monotonic()
                 if now >= until.at:
                     break
-                # one that has failed before is alone, so that the others are not handled with it again and again
-                end = done + (self.max_batch if attempt == 1 else 1)
-                count, responses, error = self._handle(records[done:end], attempt, received)
+                alone = attempt > 1 or records[done].offset <= self._alone_to.get(partition, -1)
+                part = records[done : done + (1 if alone else self.max_batch)]
+                if not alone:
+                    self._ends[partition] = part[-1].offset
+                count, responses, error = self._handle(part, attempt, received, until)
                 if responses:
                     send(records[done], responses)
                 done += count
                 attempt = 1
                 if error is not None:
                     return done, error
+                if not count:
+                    break  # it is to stop
         except (Exception, SystemExit) as raised:  # of what sends
             return done, as_failure(raised)
         finally:
@@ -106,9 +119,16 @@ class Batching(Handling):
             self._idle.take()
         return done, None
 
-    def _handle(self, records: Sequence[Record], attempt: int, received: float) -> Done:
+    def take_apart(self, record: Record) -> bool:
+        end, alone_to = self._ends.get(record.partition, -1), self._alone_to.get(record.partition, -1)
+        if not alone_to < record.offset < end:
+            return False
+        self._alone_to[record.partition] = end
+        return True
+
+    def _handle(self, records: Sequence[Record], attempt: int, received: float, until: Until) -> Done:
         messages: dict[int, Message] = {}
-        direct: list[Response] = []  # what hooks respond
+        direct: dict[int, list[Response]] = {}  # what hooks respond, by position
         error = None
         count = len(records)
         for position, record in enumerate(records):
@@ -124,21 +144,26 @@ class Batching(Handling):
             except (Exception, SystemExit) as raised:
                 count, error = position, as_failure(raised)
                 break
-            direct += self._idle.take()
+            direct[position] = self._idle.take()
+
+        def done(end: int, responses: Sequence[Response], failure: Exception | None) -> Done:
+            of_hooks = [response for at in range(end) for response in direct.get(at, ())]
+            return end, [*of_hooks, *responses], failure
+
         if not messages:
-            return count, direct, error
+            return done(count, (), error)
         try:
             responses, failed_at, failure = self._call_with(list(messages.values()))
         except Abort:
-            return count, direct, error
+            return done(count, (), error)
         except (Exception, SystemExit) as raised:
             failed = as_failure(raised)
         else:
             if failure is None:
-                return count, [*direct, *responses], error
-            return list(messages)[failed_at], [*direct, *responses], failure
-        if len(messages) == 1 or is_passing(failed) or isinstance(failed, ResponseError):  # no fault of one of them
-            return next(iter(messages)), (), failed
+                return done(count, responses, error)
+            return done(list(messages)[failed_at], responses, failure)
+        if len(messages) == 1 or is_passing(failed):
+            return done(next(iter(messages)), (), failed)
         logger.warning(
             "%d messages from %s on failed together in %s, and are handled one by one: %s: %s",
             len(messages),
@@ -147,22 +172,20 @@ class Batching(Handling):
             type(failed).__name__,
             failed,
         )
-        return self._one_by_one(messages, direct, count, error)
-
-    def _one_by_one(
-        self, messages: dict[int, Message], responses: list[Response], count: int, error: Exception | None
-    ) -> Done:
+        sent: list[Response] = []
         for position, message in messages.items():
+            if until.at == 0.0:  # it is to stop
+                return done(position, sent, None)
             try:
-                sent, _, failure = self._call_with([message])
+                responses, _, failure = self._call_with([message])
             except Abort:
                 continue
             except (Exception, SystemExit) as raised:
-                return position, responses, as_failure(raised)
+                failure = as_failure(raised)
             if failure is not None:
-                return position, responses, failure
-            responses += sent
-        return count, responses, error
+                return done(position, sent, failure)
+            sent += responses
+        return done(count, sent, error)
 
     def _call_with(self, messages: list[Message]) -> tuple[list[Response], int, Exception | None]:
         """Calls the handler. Gives the responses that passed the check; with ``BatchError`` those of the messages before the

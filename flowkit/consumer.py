@@ -214,6 +214,7 @@ class Consumer:
             queueing.begin_turn()
         if self.inline.parallel:
             self.inline.work_ahead({partition: rs for partition, rs in batch.items() if partition not in anew})
+            self.poll_by = self.clock_starts() + self.longest_batch  # else what took long would never have its turn
         queued: dict[Partition, Sequence[Record]] = {}
         for partition, records in batch.items():
             if partition in self.left or partition in anew:
@@ -439,6 +440,8 @@ class Consumer:
             self.queueing.forget(partitions)
 
     def moved(self, partition: Partition, before: int, after: int) -> None:
+        if (track := self.tracks.get(partition)) is not None:
+            track.ahead = {}  # other messages may be at those offsets now
         self.lookout.tell_gone(partition, before, after)
 
     def may_keep(self, partition: Partition) -> bool:

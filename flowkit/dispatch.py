@@ -150,7 +150,8 @@ class Handling:
         self.worker = route.worker
         self.shards = _shards(route, self.queue) if route.ordered and not self.inline else ()
         self.retry = route.retry if isinstance(route.retry, Retry) else settings.retry
-        self.retry_topics = _retry_topics(route, settings, self.group, self.retry, inline=self.inline)
+        self.retry_stem = _retry_stem(route, settings, self.group, inline=self.inline)
+        self.retry_topics = _retry_topics(route, self.retry_stem, self.retry)
         self.on_poison, self.dead_letter = _end_of(route, settings, self.group, inline=self.inline)
         self.dead_letter_limit = route.dead_letter_limit or settings.dead_letter_limit
         self.dead_in_a_row = 0
@@ -501,9 +502,19 @@ class Handling:
         except (TypeError, ValueError) as error:
             raise self._not_queued(params) from error
 
+    def take_apart(self, record: Record) -> bool:  # noqa: ARG002
+        """Whether this message, whose responses Kafka refuses, was handled together with others: they are handled one by one
+        next, to find out whose they were.
+        """
+        return False
+
     def original(self, record: Record) -> tuple[Record, int]:
         """The message that a record is, and how often it had failed before it was written there."""
         return record, 0
+
+    def is_copy(self, responses: Sequence[Response]) -> bool:
+        """Whether this is what goes to a retry topic in the place of a failed message, and no response."""
+        return any(own.topic == responses[0].topic for own in self.retry_topics) if responses else False
 
     def retry_topic(self, attempt: int) -> RetryTopic:
         """Where a message waits after the failure of attempt number ``attempt``."""
@@ -569,19 +580,24 @@ def _check_transactional(route: Route, settings: Settings, *, inline: bool) -> N
         )
 
 
-def _retry_topics(
-    route: Route, settings: Settings, group: str, retry: Retry, *, inline: bool
-) -> tuple[RetryTopic, ...]:
-    """The topics where messages of a route wait, one for each wait of ``retry``. Raises ``ConfigurationError``."""
+def _retry_stem(route: Route, settings: Settings, group: str, *, inline: bool) -> str | None:
+    """What the names of a route's retry topics begin with. Raises ``ConfigurationError``."""
     pattern = settings.retry_topic if route.retry_topic is None else route.retry_topic
-    where = f"topic {route.topic!r}"
     if not pattern or (route.retry_topic is None and not inline):
-        return ()
+        return None
     if not inline:
         raise ConfigurationError(
-            f"{where}: retry_topic= is for routes with inline=True; a message of this one that fails waits in RQ, and holds up"
-            " no other. Leave it out"
+            f"topic {route.topic!r}: retry_topic= is for routes with inline=True; a message of this one that fails waits in RQ,"
+            " and holds up no other. Leave it out"
         )
+    return filled(pattern, route.topic, group)
+
+
+def _retry_topics(route: Route, stem: str | None, retry: Retry) -> tuple[RetryTopic, ...]:
+    """The topics where messages of a route wait, one for each wait of ``retry``. Raises ``ConfigurationError``."""
+    where = f"topic {route.topic!r}"
+    if stem is None:
+        return ()
     waits = list(islice(retry.waits(), MOST_RETRY_TOPICS + 1))
     if not waits and route.retry_topic:
         raise ConfigurationError(
@@ -592,7 +608,6 @@ def _retry_topics(
             f"{where}: each wait between attempts has a retry topic of its own, and {retry} are more than"
             f" {MOST_RETRY_TOPICS} different ones: give Retry(...) a larger factor=, a smaller cap=, or fewer attempts="
         )
-    stem = filled(pattern, route.topic, group)
     return tuple(
         RetryTopic(check_name("topic", f"{stem}.{number}"), wait) for number, wait in enumerate(waits, start=1)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from .deadletters import letter
+from .deadletters import letter, origin
 from .deadletters import send as send_letter
 from .dispatch import Handling, RetryTopic, Send
 from .errors import BrokerUnavailable, DeliveryError, FlowkitError, PoisonMessage, Stopped, is_passing
@@ -16,6 +16,7 @@ from .message import Partition, Record, about, place
 
 if TYPE_CHECKING:
     from .consumer import Consumer, Track
+    from .responses import Response
 
 
 class Failing:
@@ -100,6 +101,22 @@ class Failing:
             self.loop.monitor.notice_error("delivery", problem, message=what, topic=elsewhere.topic)
             return False
         return True
+
+    def not_sent(
+        self, handling: Handling, track: Track, record: Record, copy: Response, problem: FlowkitError
+    ) -> None:
+        """Kafka has not taken what was to wait in a retry topic: the message waits in its partition instead."""
+        loop = self.loop
+        message, failures = handling.original(record)
+        found = origin(copy.headers)
+        assert found is not None
+        track.count(record.offset)
+        track.attempt = (found.attempts or 0) + 1 - failures
+        what = f"{place(message)} waits in its partition, because it could not be sent elsewhere: {problem}"
+        loop.monitor.notice_error("delivery", problem, message=what, topic=copy.topic)
+        loop.put_back(
+            Partition(record.topic, record.partition), track, record.offset, handling.retry.delay(track.waits)
+        )
 
     def _let_go(self, handling: Handling, message: Record, record: Record, error: Exception, attempt: int) -> bool:
         """What becomes of a message that failed for the last time. False if it stays where it is."""

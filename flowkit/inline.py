@@ -75,10 +75,11 @@ class Inline:
                     break
                 if not loop.failing.failed(handling, track, records[at], error, send):
                     break
+                track.ahead.pop(records[at].offset, None)  # of one that could not be sent
                 at += 1
                 loop.since_commit += 1
                 continue
-            if at == len(records) or loop.stopping:
+            if at == len(records) or (loop.stopping and records[at].offset not in track.ahead):
                 break
             if not self._pause_for_breath(partition, records[at]):
                 break
@@ -120,7 +121,7 @@ class Inline:
     def _gathered(self, partition: Partition, track: Track, records: Sequence[Record], handling: Handling) -> bool:
         """Whether a batch is as long as it may be, or has waited; if not, its partition waits."""
         first = records[0].offset
-        if len(records) >= handling.max_batch or first in (track.awaited, track.failed_at):
+        if len(records) >= min(handling.max_batch, self.loop.most) or first in (track.awaited, track.failed_at):
             return True
         track.awaited = first
         self.loop.put_back(partition, track, first, handling.batch_wait)
@@ -155,7 +156,7 @@ class Inline:
     def _settle_sent(self) -> set[Partition]:
         loop = self.loop
         loop.producer.flush()
-        failed: dict[Partition, tuple[Record, Exception]] = {}
+        failed: dict[Partition, tuple[Record, Response, DeliveryError]] = {}
         confirmed: Counter[str] = Counter()
         for record, response, delivery in self._sent:
             error = loop.producer.outcome(delivery)
@@ -164,20 +165,27 @@ class Inline:
                 continue
             partition = Partition(record.topic, record.partition)
             if partition not in failed or record.offset < failed[partition][0].offset:
-                failed[partition] = record, DeliveryError(f"{response.topic}: {error}", passing=error.passing)
-        for partition, (record, _) in failed.items():
+                passing = error.passing or loop.handlings[record.topic].take_apart(record)
+                failed[partition] = record, response, DeliveryError(f"{response.topic}: {error}", passing=passing)
+        for partition, (record, _, _) in failed.items():
             # before all else, so that nothing is committed past it whatever breaks below
-            loop.track(partition).done = record.offset
+            track = loop.track(partition)
+            track.done, track.ahead = (
+                record.offset,
+                {},
+            )  # what stands behind it comes again, so that keys keep their order
         self._sent = []
         for topic, count in confirmed.items():
             loop.monitor.notice("responded", topic=topic, count=count)
         if failed:
             loop.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
-        for partition, (record, problem) in failed.items():
+        for partition, (record, response, problem) in failed.items():
             if partition in loop.left:  # while a hook took long
                 continue
-            track = loop.track(partition)
-            if loop.failing.failed(loop.handlings[record.topic], track, record, problem):
+            handling, track = loop.handlings[record.topic], loop.track(partition)
+            if handling.is_copy([response]):
+                loop.failing.not_sent(handling, track, record, response, problem)
+            elif loop.failing.failed(handling, track, record, problem):
                 loop.client.seek(partition, record.offset + 1)
         return set(failed)
 

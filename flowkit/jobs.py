@@ -39,11 +39,14 @@ logger = logging.getLogger(__name__)
 SPLIT_AFTER = 2
 """Runs of a job that ended with their worker until the message in hand, which may be what kills it, gets a job of its own."""
 
+SUSPECT = "suspect"
+"""In the meta of a job whose message may be what kills its worker."""
+
 NOTE_EVERY = 0.005
 """Seconds between the notes of how far a job has come: what was handled since the last one is handled again after a SIGKILL."""
 
 
-TOGETHER = 30.0
+TOGETHER = 15.0
 """Seconds after which a job takes up no other."""
 
 LINGER = 0.02
@@ -242,6 +245,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
     try:
         more = progress.begin()
         in_hand: Parcel | None = parcel if more is None else _read(more)
+        others += 0 if in_hand is parcel or in_hand is None else len(in_hand.entries)
         while in_hand is not None:
             before = in_hand
             whole = _work_through(app, app.handling(before.topic), before, job, alarm, progress)
@@ -276,14 +280,15 @@ def _following(app: Flowkit, job: Job, progress: Progress, end: float) -> Parcel
             if found is NONE_OF_USE or found.timeout > (job.timeout or 0):
                 return None
             parcel = _read(found.data)
-            route = app.handlings.get(parcel.topic) if parcel.reference == app.reference else None
-            if route is None or route.one_a_job or route.shards or parcel.attempt != 1:
-                return None
-            if progress.take(job.origin, found):
-                return parcel
+            is_suspect = found.meta and Envelope.loads(found.meta).get(SUSPECT)
         except (QueueError, RedisUnavailable) as error:
             logger.debug("job %s takes up none behind it: %s", job.id, error)
             return None
+        route = app.handlings.get(parcel.topic) if parcel.reference == app.reference else None
+        if route is None or route.one_a_job or route.shards or parcel.attempt != 1 or is_suspect:
+            return None
+        if progress.take(job.origin, found):  # its error is one of this job, which may have it by now
+            return parcel
     return None
 
 
@@ -330,7 +335,9 @@ def _work_through(
     killed = RUNS.max - (RUNS.max if job.retries_left is None else job.retries_left)
     if killed >= SPLIT_AFTER and first < len(entries):
         messages.skip()
-        note(wait=False, again=_alone(app, handling, job.origin, entries[first], attempt, BACK), end=True)
+        (suspect,) = _alone(app, handling, job.origin, entries[first], attempt, BACK)
+        suspect = suspect._replace(meta={**(suspect.meta or {}), SUSPECT: True})  # it is to go up in no other job
+        note(wait=False, again=[suspect], end=True)
     else:
         end = time.monotonic() + handling.longest_job
         while messages.at < len(entries) and time.monotonic() < end and not OwnWorker.stopping:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .coroutines import finish, run_async
@@ -67,8 +68,8 @@ class Parallel(Handling):
         """By lane, when the message was begun that is in hand."""
 
     @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"flowkit-{self.topic}")
+    def _threads(self) -> Threads:
+        return Threads(self.concurrency, f"flowkit-{self.topic}")
 
     def run(
         self,
@@ -111,8 +112,7 @@ class Parallel(Handling):
         if self._is_async:
             run_async(self._go_async(lanes, received, until))
             return
-        for going in [self._threads.submit(self._go, lane, received, until) for lane in lanes]:
-            going.result()
+        self._threads.run([partial(self._go, lane, received, until) for lane in lanes])
 
     def _lanes(self, works: Iterable[Work]) -> list[Lane]:
         lanes: dict[Any, Lane] = {}
@@ -160,11 +160,22 @@ class Parallel(Handling):
                             ahead[record.offset] = hooks.and_(await self._handle_async(message))
                     except Abort:
                         ahead[record.offset] = ()
+                    except asyncio.CancelledError as error:
+                        task = asyncio.current_task()
+                        if task is not None and task.cancelling():
+                            raise
+                        failed = RuntimeError("the coroutine was cancelled, by itself or by what it waited for")
+                        failed.__cause__ = error
+                        ahead[record.offset] = failed
+                        return
                     except (Exception, SystemExit) as raised:
                         ahead[record.offset] = as_failure(raised)
                         return
 
-        await asyncio.gather(*map(go, lanes))
+        # all of them: none may go on while the next ones begin
+        for outcome in await asyncio.gather(*map(go, lanes), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     @contextlib.contextmanager
     def _in_hand(self, lane: Lane) -> Iterator[None]:
@@ -186,6 +197,35 @@ class Parallel(Handling):
             return self.end(call, await _awaited(self._invoke(message)))
         finally:
             current.reset(token)
+
+
+class Threads:
+    """Threads that end with the process, whatever they do then: those of ``concurrent.futures`` would be waited for."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._tasks: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]]] = SimpleQueue()
+        for number in range(count):
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
+
+    def run(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Runs them all, and waits for all to end. Raises what one of them raised."""
+        ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        for task in tasks:
+            self._tasks.put((task, ended))
+        errors = [error for _ in tasks if (error := ended.get()) is not None]
+        if errors:
+            raise errors[0]
+
+    def _work(self) -> None:
+        while True:
+            task, ended = self._tasks.get()
+            try:
+                task()
+            except BaseException as error:  # raised by ``run``
+                ended.put(error)
+            else:
+                ended.put(None)
+            del task, ended
 
 
 class _Hooks:

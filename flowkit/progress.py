@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 from redis.exceptions import WatchError
 from rq import Queue
 from rq.job import Job
+from rq.results import Result
+from rq.suspension import WORKERS_SUSPENDED
 from rq.worker.base import BaseWorker
 
 from .queues import RUNS, STORE, Made, Writer, open_key, paces_key, redis_errors
 
-RUN, DONE, MORE = "flowkit-run", "flowkit-done", "flowkit-more"
-"""Fields in a job's hash: which run of it counts, how many of its messages are done with, and the data of the job that went up
-in it, whose messages these are then. RQ leaves them alone.
+RUN, DONE, MORE, TAKEN = "flowkit-run", "flowkit-done", "flowkit-more", "flowkit-taken"
+"""Fields in a job's hash: which run of it counts, how many of its messages are done with; the data of the job that went up in
+it, whose messages these are then, and the id of that one. RQ leaves them alone.
 """
 
 BEGIN = f"""
@@ -27,13 +29,15 @@ redis.call('HSET', KEYS[1], '{RUN}', ARGV[1])
 return {{redis.call('HGET', KEYS[1], '{DONE}') or '0', redis.call('HGET', KEYS[1], '{MORE}')}}
 """
 
-# The first job of a queue goes up in one that is done, whose run must still be the one that counts.
+# The first job of a queue goes up in one that is done, whose run must still be the one that counts. A call whose reply got lost
+# is repeated by redis-py, and says the same again.
 TAKE = f"""
 if redis.call('HGET', KEYS[1], '{RUN}') ~= ARGV[1] then return 0 end
+if redis.call('HGET', KEYS[1], '{TAKEN}') == ARGV[2] then return 2 end
 if redis.call('LINDEX', KEYS[2], 0) ~= ARGV[2] then return 1 end
-local data, description = unpack(redis.call('HMGET', KEYS[3], 'data', 'description'))
-if not data then return 1 end
-redis.call('HSET', KEYS[1], '{MORE}', data, '{DONE}', 0, 'description', description or '')
+local fields = redis.call('HMGET', KEYS[3], 'data', 'retries_left', '{DONE}', '{MORE}', 'started_at', 'description')
+if not fields[1] or fields[2] ~= ARGV[3] or fields[3] or fields[4] or (fields[5] or '') ~= '' then return 1 end
+redis.call('HSET', KEYS[1], '{MORE}', fields[1], '{TAKEN}', ARGV[2], '{DONE}', 0, 'description', fields[6] or '')
 redis.call('LPOP', KEYS[2])
 redis.call('DEL', KEYS[3])
 return 2
@@ -41,7 +45,7 @@ return 2
 
 END = f"""
 if redis.call('HGET', KEYS[1], '{RUN}') ~= ARGV[1] then return 0 end
-redis.call('HDEL', KEYS[1], '{MORE}')
+redis.call('HDEL', KEYS[1], '{MORE}', '{TAKEN}')
 redis.call('HSET', KEYS[1], '{DONE}', ARGV[2])
 return 1
 """
@@ -93,9 +97,10 @@ class Following(NamedTuple):
     id: str
     data: bytes
     timeout: int
+    meta: bytes
 
 
-NONE_OF_USE = Following("", b"", 0)
+NONE_OF_USE = Following("", b"", 0, b"")
 """In the place of a job that has run before, or whose queue is not the one that RQ would look into next."""
 
 
@@ -130,7 +135,7 @@ class Progress:
     def look(self, queue: str, milliseconds: int) -> Following | None:
         """The first job of a queue, if there is one; and says to consumers that for so long it would not have to wait.
 
-        None of use where the worker is asked to stop, or has jobs in another queue.
+        None of use where the workers are suspended, or this one is asked to stop or has jobs in another queue.
         """
         connection = self.writer.connection
         with redis_errors():
@@ -141,6 +146,7 @@ class Progress:
             with connection.pipeline(transaction=False) as pipe:
                 pipe.set(open_key(self.writer.application, queue), 1, px=milliseconds)
                 pipe.lindex(Queue(queue, connection=connection).key, 0)
+                pipe.exists(WORKERS_SUSPENDED)
                 if self._worker is not None:
                     pipe.hexists(self._worker, "shutdown_requested_date")
                 for other in self._others or ():
@@ -151,11 +157,14 @@ class Progress:
             if found is None:
                 return None
             name = found.decode()
-            fields: Any = connection.hmget(Job.key_for(name), "data", "timeout", "retries_left", DONE, "started_at")
-        data, timeout, retries, *begun = fields
-        if data is None or any(begun) or retries != b"%d" % RUNS.max:
+            with connection.pipeline(transaction=False) as pipe:
+                pipe.hmget(Job.key_for(name), "data", "timeout", "meta", "retries_left", DONE, MORE, "started_at")
+                pipe.exists(Job.dependents_key_for(name), Result.get_key(name))
+                fields, others = pipe.execute()
+        data, timeout, meta, retries, *begun = fields
+        if data is None or any(begun) or others or retries != b"%d" % RUNS.max:
             return NONE_OF_USE
-        return Following(name, data, int(timeout or 0))
+        return Following(name, data, int(timeout or 0), meta or b"")
 
     def take(self, queue: str, following: Following) -> bool:
         """Makes another job's messages those of this one, which is done, and deletes that one; both, or neither.
@@ -165,7 +174,7 @@ class Progress:
         place = Queue(queue, connection=self.writer.connection).key
         keys = [self.key, place, Job.key_for(following.id)]
         with redis_errors():
-            answer = self.writer.connection.register_script(TAKE)(keys=keys, args=[self._run, following.id])
+            answer = self.writer.connection.register_script(TAKE)(keys=keys, args=[self._run, following.id, RUNS.max])
         if not answer:
             raise _taken()
         if answer == 2:

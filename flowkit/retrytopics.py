@@ -87,12 +87,13 @@ def with_retry_topics(handlings: Mapping[str, Handling]) -> dict[str, Handling]:
 def left_over(handlings: Mapping[str, Handling], client: ConsumerClient) -> dict[str, Handling]:
     """The routes of retry topics that exist from a time when ``Retry`` had more waits: messages may be left in them."""
     found: dict[str, Handling] = {}
+    taken = {*handlings, *(handling.dead_letter for handling in handlings.values())}
     for handling in handlings.values():
-        if handling.retry_topics and handling.due_after is None:
-            last = handling.retry_topics[-1]
-            stem = last.topic.rpartition(".")[0]
+        if handling.retry_stem is not None and handling.due_after is None:
+            wait = handling.retry_topics[-1].wait if handling.retry_topics else 0.0
             for number in range(len(handling.retry_topics) + 1, MOST_RETRY_TOPICS + 1):
-                own = RetryTopic(f"{stem}.{number}", last.wait)
-                found[own.topic] = Waiting(handling, own)
+                own = RetryTopic(f"{handling.retry_stem}.{number}", wait)
+                if own.topic not in taken:
+                    found[own.topic] = Waiting(handling, own)
     missing = client.missing_topics(list(found)) if found else []
     return {topic: handling for topic, handling in found.items() if topic not in missing}

@@ -76,8 +76,7 @@ def _roles(function: Handler, first: str = "payload", *, batch: bool = False) ->
             f"{name_of(function)} has a yield, so calling it runs nothing; use app.respond_to(...)"
         )
     parameters, hints = _parameters(function)
-    if batch:
-        hints = {name: _item(function, name, hint) for name, hint in hints.items() if name != "return"}
+    lists, hints = hints, {name: _item(hint) for name, hint in hints.items()} if batch else hints
     single = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     messages = [p for p in single if _is_message(hints.get(p.name))]
     others = [p for p in single if p not in messages]
@@ -99,6 +98,12 @@ def _roles(function: Handler, first: str = "payload", *, batch: bool = False) ->
             roles.append(Role(parameter, is_message=parameter in messages, by_name=by_name))
         else:
             skipped = True
+    for role in roles if batch else ():
+        name, hint = role.parameter.name, lists.get(role.parameter.name, Any)
+        if not _is_list(hint):
+            raise ConfigurationError(
+                f"{name_of(function)} is a batch handler, so its {name!r} is a list: annotate it list[...], and not {hint!r}"
+            )
     if chosen and chosen[0].name == "message" and first == "payload" and "message" not in hints:
         logger.warning(
             "%s is given the payload as `message`; annotate it, message: Message, to get the message, or rename it",
@@ -150,13 +155,13 @@ def reads_payload(function: Handler, *, batch: bool = False) -> bool:
     return not all(role.is_message for role in _roles(function, batch=batch)[0])
 
 
-def _item(function: Handler, name: str, hint: Any) -> Any:
-    """What a batch handler's parameter takes a list of. Raises ``ConfigurationError`` where it takes no list."""
-    if hint in (Any, list) or typing.get_origin(hint) in LISTS:
-        return next(iter(typing.get_args(hint)), Any)
-    raise ConfigurationError(
-        f"{name_of(function)} is a batch handler, so its {name!r} is a list: annotate it list[...], and not {hint!r}"
-    )
+def _is_list(hint: Any) -> bool:
+    return hint in (Any, list) or typing.get_origin(hint) in LISTS
+
+
+def _item(hint: Any) -> Any:
+    """What a list is a list of; of anything else that itself."""
+    return next(iter(typing.get_args(hint)), Any) if _is_list(hint) else hint
 
 
 def _filler(function: Handler, roles: Sequence[Role]) -> Callable[[Any, Message], Any]:

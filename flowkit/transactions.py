@@ -157,11 +157,15 @@ class Transactions:
             if entry.partition not in first or entry.record.offset < first[entry.partition].record.offset
         ]
         for _, track, record, _ in first.values():
-            track.done = record.offset  # before all else, so that nothing is committed past it whatever breaks below
-        for partition, (_, track, record, _) in first.items():
+            # before all else, so that nothing is committed past it whatever breaks below
+            track.done, track.ahead = record.offset, {}
+        for partition, (_, track, record, responses) in first.items():
             if partition in loop.left:  # while a hook took long
                 continue
-            if loop.failing.failed(loop.handlings[record.topic], track, record, error):
+            handling = loop.handlings[record.topic]
+            if handling.is_copy(responses):
+                loop.failing.not_sent(handling, track, record, responses[0], error)
+            elif loop.failing.failed(handling, track, record, error):
                 loop.client.seek(partition, record.offset + 1)
         return set(first)
 
@@ -172,7 +176,7 @@ class Transactions:
         self._waiting = []
         for partition, offset in offsets.items():
             if (track := loop.tracks.get(partition)) is not None:
-                track.done = offset
+                track.done, track.ahead = offset, {}
                 loop.client.seek(partition, offset)
         loop.refused(offsets, error)
         try:

@@ -18,7 +18,8 @@ import flowkit.batches
 import flowkit.clients.memory
 import flowkit.inline
 from flowkit import BatchError, Flowkit, Message, PayloadError, Retry
-from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError, ResponseError, ResponseRepeated
+from flowkit.clients.memory import Broker
+from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError, ResponseError
 from flowkit.testing import Client
 
 
@@ -204,7 +205,7 @@ def test_a_batch_that_fails_is_handled_one_by_one_until_the_message_is_found(clo
     loop.turn(2, after=10)  # its second attempt is alone
     assert handler.seen[4:] == [[2]]
     loop.turn(2, after=10)
-    assert handler.seen[5:] == [[2], [3, 4]]
+    assert handler.seen[5:] == [[2], [3], [4]]
     assert loop.values("dead") == [2]
     loop.turn(after=1)
     assert loop.committed("a") == 5
@@ -336,14 +337,15 @@ def test_a_list_that_is_returned_is_a_response_for_each_item(clock: Clock) -> No
     assert loop.committed("a") == 3
 
 
-def test_the_check_holds_for_a_call() -> None:
+def test_the_check_holds_for_a_call(caplog: pytest.LogCaptureFixture) -> None:
     app = make_app()
     answering(app)
     client = Client(app)
     assert client.send("a", 1).sent("out").value == 10
-    client.send_batch("a", [1])
-    with pytest.raises(ResponseRepeated, match="multiple_usage=True"):
-        client.send_batch("a", [1, 2])
+    (call,) = client.send_batch("a", [1, 2])
+    assert [item.value for item in call.all_sent("out")] == [10, 20]  # one by one it is right
+    assert "ResponseRepeated" in caplog.text
+    assert "multiple_usage=True" in caplog.text
 
 
 def test_a_response_that_is_not_confirmed_brings_the_whole_batch_again(clock: Clock) -> None:
@@ -377,6 +379,96 @@ def test_the_responses_of_the_part_that_is_done_are_sent(clock: Clock) -> None:
     loop.turn()
     assert loop.values("out") == [0, 1, 3]
     assert loop.values("dead") == [2]
+
+
+def test_a_response_that_kafka_refuses_is_no_fault_of_the_first_message(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=1), dead_letter="dead")
+    seen = answering(app, multiple_usage=True)
+    loop = Loop(app, clock, broker=Picky(b"30"))
+    loop.put("a", *range(6))
+    loop.turn(12, after=60)
+    assert loop.values("dead") == [3]
+    assert sorted(set(loop.values("out"))) == [0, 10, 20, 40, 50]
+    assert seen == [[0, 1, 2, 3, 4, 5], [0], [1], [2], [3], [4], [5], [4], [5]]
+    assert loop.committed("a") == 6
+
+
+class Picky(Broker):
+    """Refuses one value, and says so when it is asked for the outcome."""
+
+    def __init__(self, refused: bytes) -> None:
+        super().__init__()
+        self.refused = refused
+
+    def producer(self, settings: Any, transactional_id: str | None = None) -> Any:
+        producer: Any = super().producer(settings, transactional_id)
+        send = producer.send
+
+        def refusing(topic: str, value: bytes | None, *rest: Any) -> Any:
+            if value == self.refused:
+                return DeliveryError("too large")
+            return send(topic, value, *rest)
+
+        producer.send = refusing
+        return producer
+
+
+def test_what_hooks_respond_is_sent_for_the_messages_that_are_done_only(clock: Clock) -> None:
+    app = make_app(dead_letter="dead", retry=1)
+
+    def announce(value: int) -> None:
+        app.respond_to("news", value)
+
+    app.add_response(announce, "news")
+
+    @app.before_enqueue
+    def tell(value: int) -> None:
+        app.respond_with(announce, value)
+
+    Batches(app, failing_at(2))
+    loop = Loop(app, clock)
+    loop.put("a", 0, 1, 2, 3)
+    loop.turn()
+    assert sorted(loop.values("news")) == [0, 1, 3]
+    assert loop.values("dead") == [2]
+
+
+def test_a_stop_is_heard_while_they_are_handled_one_by_one(clock: Clock) -> None:
+    app = make_app()
+
+    def act(values: list[int]) -> None:
+        if len(values) > 1:
+            raise ValueError("together")
+        if values == [1]:
+            loop.consumer.stop()
+
+    handler = Batches(app, act)
+    loop = Loop(app, clock)
+    loop.put("a", *range(6))
+    loop.consumer.run()
+    assert handler.seen == [[0, 1, 2, 3, 4, 5], [0], [1]]
+    assert loop.committed("a") == 2
+
+
+def test_a_batch_that_cannot_be_longer_does_not_wait(clock: Clock) -> None:
+    app = make_app(kafka={"max_poll_records": 3})
+    handler = Batches(app, max_batch=500, batch_wait=5)
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    assert handler.seen == [[1, 2, 3]]
+
+
+def test_a_parameter_with_a_default_need_not_be_a_list() -> None:
+    app = make_app()
+    seen: list[Any] = []
+
+    @app.topic("a", batch=True)
+    def handle(values: list[int], limit: int = 3) -> None:
+        seen.append((values, limit))
+
+    Client(app).send_batch("a", [1, 2])
+    assert seen == [([1, 2], 3)]
 
 
 # Options.

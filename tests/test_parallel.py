@@ -23,6 +23,7 @@ import flowkit.consumer
 from flowkit import Flowkit, Message, Retry
 from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError
 from flowkit.message import Partition
+from flowkit.parallel import Threads
 from flowkit.testing import Client
 
 
@@ -306,6 +307,136 @@ def test_a_partition_that_leaves_takes_what_was_ahead_with_it(asynchronous: bool
     bad.clear()
     turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
     assert handler.runs == Counter({0: 2, 1: 2, 2: 2})
+
+
+def test_a_coroutine_that_is_cancelled_is_a_failed_attempt_of_its_message() -> None:
+    app = make_app(dead_letter="dead")
+
+    def act(value: int) -> None:
+        if value == 2:
+            raise asyncio.CancelledError
+
+    handler = Handler(app, act, asynchronous=True)
+    loop = Loop(app)
+    put(loop, *range(5))
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 5)[1])
+    assert loop.values("dead") == [2]
+    assert handler.runs == Counter({**dict.fromkeys(range(5), 1), 2: 3})
+
+
+@both
+def test_what_takes_longer_than_a_batch_may_take_has_its_turn_all_the_same(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flowkit.consumer, "LONGEST_BATCH", 0.05)
+    app = make_app()
+    Handler(app, lambda value: 0.2, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(10))
+    loop.turn()
+    loop.consumer.commit()
+    assert loop.committed() == 10
+
+
+@both
+def test_other_messages_at_the_same_offsets_are_handled(asynchronous: bool) -> None:
+    """The brokers have lost the end of the log, and have others there now."""
+    app = make_app(retry=Retry(first=3600))
+    bad = [0]
+
+    def act(value: int) -> None:
+        if value in bad:
+            raise ValueError(value)
+
+    handler = Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, 0, 1, 2)
+    loop.turn()
+    bad.clear()
+    loop.broker.topics["a"][0].clear()
+    loop.consumer.moved(Partition("a", 0), 3, 0)
+    put(loop, 5, 6, 7)
+    loop.consumer.tracks[Partition("a", 0)].resume_at = 0.0
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    assert handler.runs == Counter([0, 1, 2, 5, 6, 7])
+
+
+@both
+def test_after_a_lost_response_keys_keep_their_order(asynchronous: bool) -> None:
+    """What is behind the message that comes again comes again too."""
+    app = make_app(kafka={"offset_commit_interval": 0.01})
+    order: list[int] = []
+    bad = [1]
+
+    def answer(value: int) -> int:
+        order.append(value)
+        if value in bad:
+            raise ValueError(value)
+        return value
+
+    async def answer_async(value: int) -> int:
+        return answer(value)
+
+    handler: Any = answer_async if asynchronous else answer
+    app.add_topic("a", handler, group="g", concurrency=4)
+    app.add_response(handler, "out")
+    loop = Loop(app)
+    put(loop, 0, 1, 2, keys=lambda value: b"B" if value == 1 else b"A")
+    loop.broker.refuse = DeliveryError("not now", passing=True)
+    loop.turn()
+    loop.broker.refuse = None
+    bad.clear()
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    assert [value for value in order if value != 1] in ([0, 2, 0, 2], [0, 0, 2])
+
+
+def test_an_outcome_that_cannot_be_sent_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(dead_letter="dead", retry=1)
+
+    def answer(value: int) -> int:
+        return value
+
+    app.add_topic("a", answer, group="g", concurrency=4)
+    app.add_response(answer, "out")
+    loop = Loop(app)
+    start = loop.producer.start
+
+    def refusing(item: Any, *rest: Any) -> Any:
+        if item.topic == "out" and item.value == b"1":
+            raise DeliveryError("too large")
+        return start(item, *rest)
+
+    monkeypatch.setattr(loop.producer, "start", refusing)
+    put(loop, 0, 1, 2)
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    assert (loop.values(), loop.values("dead")) == ([0, 2], [1])
+    assert loop.consumer.tracks[Partition("a", 0)].ahead == {}
+
+
+def test_threads_that_hang_do_not_hold_up_the_end_of_the_process() -> None:
+    assert all(thread.daemon for thread in threads_of(Threads(3, "test-threads")))
+
+
+def threads_of(crew: Threads) -> list[threading.Thread]:
+    crew.run([lambda: None])
+    found = [thread for thread in threading.enumerate() if thread.name.startswith("test-threads")]
+    assert len(found) == 3
+    return found
+
+
+def test_all_tasks_have_ended_when_one_of_them_raises() -> None:
+    ended: list[int] = []
+
+    def slow() -> None:
+        time.sleep(0.05)
+        ended.append(1)
+
+    def wrong() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Threads(3, "raising").run([wrong, slow, slow])
+    assert ended == [1, 1]
 
 
 # Responses and hooks.

@@ -16,6 +16,7 @@ from redis import Redis
 from rq import Queue, SimpleWorker, get_current_job
 from rq import Worker as RqWorker
 from rq.job import Job
+from rq.suspension import suspend
 from servers import WaitFor
 from support import an_entry
 from test_jobs import AT_ONCE, Shop, _opened, kill_worker_of, log_runs, offsets_of
@@ -447,19 +448,85 @@ def test_a_run_that_does_not_count_any_more_takes_nothing_up(shop: Shop) -> None
     assert not now.take("default", found)
 
 
-def test_a_redis_that_is_full_takes_nothing_up_and_breaks_nothing(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("done", [False, True], ids=["it was not done", "it was done"])
+def test_a_redis_that_goes_away_while_a_job_goes_up_loses_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, done: bool
 ) -> None:
-    def full(self: Progress, *args: Any) -> None:
-        raise RedisUnavailable("OOM command not allowed")
+    """Whether it was done cannot be known: the job fails, and RQ runs it again."""
+    take, calls = Progress.take, []
 
-    monkeypatch.setattr(Progress, "take", full)
+    def away(self: Progress, *args: Any) -> bool:
+        calls.append(args)
+        if len(calls) > 1:
+            return take(self, *args)
+        if done:
+            take(self, *args)
+        raise RedisUnavailable("Redis does not answer")
+
+    monkeypatch.setattr(Progress, "take", away)
     runs = log_runs(shop)
     shop.app.routes["orders"].job_size = 2
-    shop.enqueue("orders", *numbers(4))
+    shop.enqueue("orders", *numbers(6))
+    shop.work_all()
+    assert sorted(runs) == [(number, 1) for number in range(6)]
+    assert shop.jobs() == shop.failed() == shop.scheduled() == []
+
+
+def test_a_call_that_is_repeated_because_its_reply_was_lost_says_the_same_again(shop: Shop) -> None:
+    log_runs(shop)
+    shop.app.routes["orders"].job_size = 2
+    first, _, third = shop.enqueue("orders", *numbers(6))
+    Queue("default", connection=shop.redis).remove(first)
+    progress = progress_of(shop, first)
+    progress.begin()
+    found = progress.look("default", 20)
+    assert found is not None
+    assert [progress.take("default", found) for _ in range(2)] == [True, True]
+    assert Queue("default", connection=shop.redis).job_ids == [third.id]
+
+
+def test_a_job_that_was_run_meanwhile_does_not_go_up(shop: Shop) -> None:
+    log_runs(shop)
+    shop.app.routes["orders"].job_size = 2
+    first, second = shop.enqueue("orders", *numbers(4))
+    Queue("default", connection=shop.redis).remove(first)
+    progress = progress_of(shop, first)
+    progress.begin()
+    found = progress.look("default", 20)
+    assert found is not None
+    shop.redis.hset(second.key, DONE, 1)
+    assert not progress.take("default", found)
+    assert Queue("default", connection=shop.redis).job_ids == [second.id]
+
+
+def test_the_message_that_may_kill_workers_goes_up_in_no_other_job(shop: Shop) -> None:
+    runs = log_runs(shop)
+    (job,) = shop.enqueue("orders", *numbers(3))
+    for _ in range(jobs_module.SPLIT_AFTER):
+        kill_worker_of(shop, job)
+        shop.bring_due()
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=2, logging_level="ERROR")
+    assert runs == [(1, 1), (2, 1)]  # in a job that another one stands behind
+    assert offsets_of(shop.jobs()) == [0]
     shop.work()
-    assert runs == [(number, 1) for number in range(4)]
-    assert Queue("default", connection=shop.redis).finished_job_registry.count == 2
+    assert runs == [(1, 1), (2, 1), (0, 1)]
+
+
+def test_suspended_workers_take_nothing_up(shop: Shop) -> None:
+    runs = log_runs(shop, lambda payload, message: suspend(shop.redis))
+    shop.app.routes["orders"].job_size = 2
+    shop.enqueue("orders", *numbers(4))
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert len(runs) == 2
+
+
+def test_a_job_that_others_depend_on_goes_up_in_no_other(shop: Shop) -> None:
+    runs = log_runs(shop)
+    shop.app.routes["orders"].job_size = 2
+    _, second = shop.enqueue("orders", *numbers(4))
+    Queue("default", connection=shop.redis).enqueue(len, "abc", depends_on=second.id)
+    SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
+    assert len(runs) == 2
 
 
 # How long a job may take.

@@ -316,11 +316,70 @@ def test_in_a_transactional_route_the_copy_and_the_offset_count_together(clock: 
     loop.broker.refuse_offsets = None
     handler.failures[2] = 1
     loop.turn(2, after=60)
-    assert loop.values("a.retry.1") == [2]
+    assert loop.values("a.retry.1") == []
+    assert loop.values("a.retry.2") == [2]  # its second failure
     assert loop.committed("a") == 3
     loop.turn(2, after=60)
     assert handler.seen[-1] == 2
-    assert handler.messages[-1].attempt == 2
+    assert handler.messages[-1].attempt == 3
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+def test_a_copy_that_kafka_refuses_for_good_does_not_make_its_message_come_again_for_ever(
+    clock: Clock, transactional: bool
+) -> None:
+    """It waits in its partition, its attempts count on, and after the last one it is a dead letter."""
+    app = make_app(transactional=transactional)
+    handler = Handler(app, {2: 9})
+    loop = Loop(app, clock, broker=Refusing("a.retry.1", "a.retry.2", "a.retry.3"))
+    app._producer = loop.producer
+    loop.put("a", 1, 2, 3)
+    loop.turn(12, after=60)
+    assert loop.values("a.dead") == [2]
+    assert [message.attempt for message in handler.messages if message.payload == 2] == [1, 2, 3, 4]
+    assert handler.seen[-1] == 3
+    assert loop.committed("a") == 3
+
+
+class Refusing(Broker):
+    """Does not take what is sent to some topics, and says so when it is asked for the outcome."""
+
+    def __init__(self, *topics: str) -> None:
+        super().__init__()
+        self.refused = topics
+
+    def producer(self, settings: Any, transactional_id: str | None = None) -> Any:
+        producer: Any = super().producer(settings, transactional_id)
+        send = producer.send
+
+        def refusing(topic: str, *rest: Any) -> Any:
+            return DeliveryError("too large") if topic in self.refused else send(topic, *rest)
+
+        producer.send = refusing
+        return producer
+
+
+@pytest.mark.parametrize("retry", [1, Retry(attempts=2, first=10)])
+def test_what_is_left_over_is_handled_whatever_the_retries_are_now(clock: Clock, retry: Any) -> None:
+    app = make_app(retry=Retry(attempts=1) if retry == 1 else retry)
+    handler = Handler(app, {})
+    loop = Loop(app, clock)
+    copy = letter("a.retry.2", PlainRecord("a", 0, 9, 1, None, b"9", ()), "g", ValueError("no"), 2)
+    loop.broker.append(copy.topic, copy.value, copy.key, copy.headers)
+    loop.turn(3, after=10)
+    assert handler.seen == [9]
+
+
+def test_a_topic_with_a_handler_or_dead_letters_is_taken_for_none_that_is_left_over(clock: Clock) -> None:
+    app = make_app(retry=Retry(attempts=2, first=10), dead_letter="a.retry.7")
+    handler = Handler(app, {})
+    other: list[int] = []
+    app.add_topic("a.retry.5", other.append, group="g", retry_topic=False)
+    loop = Loop(app, clock)
+    loop.put("a.retry.5", 5)
+    loop.put("a.retry.7", 7)
+    loop.turn(3, after=10)
+    assert (handler.seen, other) == ([], [5])
 
 
 # Options.
