@@ -46,10 +46,15 @@ NOTE_EVERY = 0.005
 """Seconds between the notes of how far a job has come: what was handled since the last one is handled again after a SIGKILL."""
 
 
-TOGETHER = 15.0
-"""Seconds after which a job takes up no other."""
+TOGETHER, SHARE = 60.0, 3
+"""Seconds after which a job takes up no other: at most, and as a share of its time-out, of which much must be left then: some
+time behind it RQ takes the job for lost, and ends its process.
+"""
 
-LINGER = 0.02
+LEAST_TOGETHER = 15.0
+"""Seconds after which it does not, however short the time-out is. RQ waits for 60 s longer than that."""
+
+LINGER = 0.05
 """Seconds that a process of RQ waits for another job when it is done with its own."""
 
 LOOK_EVERY = 0.001
@@ -241,7 +246,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
     that RQ starts for a job costs more than most jobs do.
     """
     progress = _progress(app, handling, job)
-    end, others = time.monotonic() + TOGETHER, 0
+    end, others = time.monotonic() + min(TOGETHER, max(LEAST_TOGETHER, (job.timeout or 0) / SHARE)), 0
     try:
         more = progress.begin()
         in_hand: Parcel | None = parcel if more is None else _read(more)
