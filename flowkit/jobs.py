@@ -254,7 +254,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
         while in_hand is not None:
             before = in_hand
             whole = _work_through(app, app.handling(before.topic), before, job, alarm, progress)
-            in_hand = _following(app, job, progress, end) if whole else None
+            in_hand = _following(app, job, progress, end, others > 0) if whole else None
             others += len(in_hand.entries) if in_hand is not None else 0
         if before is not parcel:
             progress.end(len(parcel.entries))
@@ -267,9 +267,10 @@ def _read(data: bytes) -> Parcel:
     return Parcel.of(Envelope.loads(unpacked(data))[2])
 
 
-def _following(app: Flowkit, job: Job, progress: Progress, end: float) -> Parcel | None:
-    """The messages of the job that stands first in the queue, which goes up in this one; waits for it for ``LINGER`` seconds.
+def _following(app: Flowkit, job: Job, progress: Progress, end: float, idle: bool) -> Parcel | None:
+    """The messages of the next job of the queue, which goes up in this one; waits for it for ``LINGER`` seconds.
 
+    None where jobs wait already, and this process was not ``idle`` before: they are many, and RQ gives them to whom it likes.
     None in a process of ``flowkit worker``, which is at the next job as soon; where that job has to be RQ's affair; when it is
     late.
     """
@@ -280,9 +281,10 @@ def _following(app: Flowkit, job: Job, progress: Progress, end: float) -> Parcel
         try:
             found = progress.look(job.origin, round(LINGER * 1000))
             if found is None:
+                idle = True
                 time.sleep(LOOK_EVERY)
                 continue
-            if found is NONE_OF_USE or found.timeout > (job.timeout or 0):
+            if not idle or found is NONE_OF_USE or found.timeout > (job.timeout or 0):
                 return None
             parcel = _read(found.data)
             is_suspect = found.meta and Envelope.loads(found.meta).get(SUSPECT)

@@ -250,6 +250,29 @@ def test_responses_are_confirmed_before_their_messages_are_noted(shop: Shop, mon
 # The jobs behind one go up in it, where RQ starts a process for each.
 
 
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a process has done its own job, no other one waits: those that there are come a moment later."""
+    look, looked = Progress.look, set()
+
+    def later(self: Progress, *args: Any) -> Any:
+        first = id(self) not in looked
+        looked.add(id(self))
+        return None if first else look(self, *args)
+
+    monkeypatch.setattr(Progress, "look", later)
+
+
+def test_where_jobs_wait_already_each_is_rqs_affair(shop: Shop) -> None:
+    runs = log_runs(shop)
+    shop.app.routes["orders"].job_size = 4
+    jobs = shop.enqueue("orders", *numbers(10))
+    shop.work()
+    assert runs == [(number, 1) for number in range(10)]
+    assert [Job.fetch(job.id, connection=shop.redis).get_status() for job in jobs] == ["finished"] * 3
+
+
+@pytest.mark.usefixtures("idle")
 def test_jobs_behind_one_go_up_in_it(shop: Shop) -> None:
     runs = log_runs(shop)
     shop.app.routes["orders"].job_size = 4
@@ -271,10 +294,11 @@ def test_a_job_that_comes_within_the_wait_goes_up_too(shop: Shop, monkeypatch: p
     look = Progress.look
 
     def come(self: Progress, *args: Any) -> Any:
-        if len(runs) == 2:
+        found = look(self, *args)
+        if len(runs) == 2 and found is None:
             shop.redis.delete("flowkit:marks:shop_orders")
             shop.enqueue("orders", *numbers(3))
-        return None if len(runs) == 5 else look(self, *args)
+        return None if len(runs) == 5 else found
 
     monkeypatch.setattr(Progress, "look", come)
     SimpleWorker(["default"], connection=shop.redis).work(burst=True, max_jobs=1, logging_level="ERROR")
@@ -303,6 +327,7 @@ def another_attempt(job: Job) -> dict[str, Any]:
     ],
     ids=["application", "attempt", "foreign", "timeout", "retried", "begun", "started"],
 )
+@pytest.mark.usefixtures("idle")
 def test_what_is_rqs_affair_stays_in_the_queue(shop: Shop, change: Callable[[Job], dict[str, Any]]) -> None:
     runs = log_runs(shop)
     shop.app.routes["orders"].job_size = 2
@@ -314,6 +339,7 @@ def test_what_is_rqs_affair_stays_in_the_queue(shop: Shop, change: Callable[[Job
 
 
 @pytest.mark.parametrize("options", [{"job_size": 1}, {"retry": 1}])
+@pytest.mark.usefixtures("idle")
 def test_messages_that_are_to_have_a_job_each_go_up_in_none(shop: Shop, options: dict[str, Any]) -> None:
     runs = log_runs(shop)
     shop.app.add_topic("mails", runs.append, **options)
@@ -325,6 +351,7 @@ def test_messages_that_are_to_have_a_job_each_go_up_in_none(shop: Shop, options:
     assert runs == [(0, 1), (1, 1), 7]
 
 
+@pytest.mark.usefixtures("idle")
 def test_behind_a_failure_or_a_kill_the_next_job_is_rqs(shop: Shop) -> None:
     def fail(payload: Any, message: Message) -> None:
         if payload == 1 and message.attempt == 1:
@@ -343,6 +370,7 @@ def test_behind_a_failure_or_a_kill_the_next_job_is_rqs(shop: Shop) -> None:
     assert Counter(number for number, _ in runs) == {0: 1, 1: 2, 2: 1, 3: 1, 4: 1, 5: 1}
 
 
+@pytest.mark.usefixtures("idle")
 def test_other_topics_of_the_application_go_up_too(shop: Shop) -> None:
     runs = log_runs(shop)
     mails: list[int] = []
@@ -354,6 +382,7 @@ def test_other_topics_of_the_application_go_up_too(shop: Shop) -> None:
     assert shop.redis.hexists(paces_key("shop"), "mails")
 
 
+@pytest.mark.usefixtures("idle")
 def test_a_worker_that_is_to_stop_takes_nothing_up(shop: Shop) -> None:
     def stop(payload: Any, message: Message) -> None:
         job = get_current_job()
@@ -368,6 +397,7 @@ def test_a_worker_that_is_to_stop_takes_nothing_up(shop: Shop) -> None:
     assert Queue("default", connection=shop.redis).job_ids == [other.id]
 
 
+@pytest.mark.usefixtures("idle")
 def test_a_worker_that_has_jobs_in_another_queue_takes_nothing_up(shop: Shop) -> None:
     runs = log_runs(shop)
     shop.app.routes["orders"].job_size = 2
@@ -385,6 +415,7 @@ def test_a_worker_that_has_jobs_in_another_queue_takes_nothing_up(shop: Shop) ->
     assert Queue("default", connection=shop.redis).job_ids == [other.id]
 
 
+@pytest.mark.usefixtures("idle")
 def test_jobs_go_up_until_some_time_has_passed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "TOGETHER", 0.2)
     runs = log_runs(shop, lambda payload, message: time.sleep(0.02))
@@ -419,6 +450,7 @@ def test_a_kill_in_what_went_up_loses_and_repeats_nothing_that_is_noted(shop: Sh
     assert not shop.redis.hexists(first.key, MORE)
 
 
+@pytest.mark.usefixtures("idle")
 def test_the_end_is_noted_so_that_one_more_run_finds_nothing_to_do(shop: Shop) -> None:
     runs = log_runs(shop)
     shop.app.routes["orders"].job_size = 4
@@ -449,6 +481,7 @@ def test_a_run_that_does_not_count_any_more_takes_nothing_up(shop: Shop) -> None
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["it was not done", "it was done"])
+@pytest.mark.usefixtures("idle")
 def test_a_redis_that_goes_away_while_a_job_goes_up_loses_nothing(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, done: bool
 ) -> None:
@@ -499,6 +532,7 @@ def test_a_job_that_was_run_meanwhile_does_not_go_up(shop: Shop) -> None:
     assert Queue("default", connection=shop.redis).job_ids == [second.id]
 
 
+@pytest.mark.usefixtures("idle")
 def test_the_message_that_may_kill_workers_goes_up_in_no_other_job(shop: Shop) -> None:
     runs = log_runs(shop)
     (job,) = shop.enqueue("orders", *numbers(3))
@@ -512,6 +546,7 @@ def test_the_message_that_may_kill_workers_goes_up_in_no_other_job(shop: Shop) -
     assert runs == [(1, 1), (2, 1), (0, 1)]
 
 
+@pytest.mark.usefixtures("idle")
 def test_suspended_workers_take_nothing_up(shop: Shop) -> None:
     runs = log_runs(shop, lambda payload, message: suspend(shop.redis))
     shop.app.routes["orders"].job_size = 2
@@ -520,6 +555,7 @@ def test_suspended_workers_take_nothing_up(shop: Shop) -> None:
     assert len(runs) == 2
 
 
+@pytest.mark.usefixtures("idle")
 def test_a_job_that_others_depend_on_goes_up_in_no_other(shop: Shop) -> None:
     runs = log_runs(shop)
     shop.app.routes["orders"].job_size = 2
