@@ -154,7 +154,8 @@ def test_rq_info_shows_a_worker_at_a_job_of_ours(shop: Shop, wait_for: WaitFor) 
         assert "1 workers, 1 queues" in by_queue
         shop.redis.rpush("gate", "open")
         wait_for(lambda: len(shop.billed) == 12)
-        wait_for(lambda: "0 executing, 3 finished" in shop.rq("info", "--raw").out, what="the end of the last job")
+        ended = re.compile("queue default 0, 0 executing, [3-6] finished")  # a slow machine divides the slow job
+        wait_for(lambda: ended.search(shop.rq("info", "--raw").out), what="the end of the last job")
         assert worker.stop() == 0
 
 

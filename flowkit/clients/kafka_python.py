@@ -213,7 +213,12 @@ class Consumer:
         self._consumer.seek(TopicPartition(*partition), offset)
 
     def missing_topics(self, topics: Sequence[str]) -> list[str]:
-        present = self._consumer.topics()
+        try:
+            present = self._consumer.topics()
+        except AWAY as error:  # one that has just come back knows of no others, and not of itself
+            raise BrokerUnavailable(
+                f"the brokers do not say which topics there are: {type(error).__name__}"
+            ) from error
         return sorted(topic for topic in topics if topic not in present)
 
     def close(self, timeout: float) -> None:
