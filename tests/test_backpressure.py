@@ -427,8 +427,8 @@ def _outrun(hosts: str, name: str, redis_url: str, redis: RealRedis, tmp_path: P
         assert "has not polled" not in consumer.output
         assert consumer.output.count("resumed group=") >= 3
         assert consumer.stop() == 0
-    # of many jobs of different sizes it is an estimate
-    assert max(backlogs) <= (most + batch) * 1.05, "messages that wait in the queue"
+    # what is seen from outside, while a worker puts back what it has not begun, is an estimate; what the consumer sees is not
+    assert max(backlogs) <= (most + batch) * 1.5, "messages that wait in the queue"
     held = [int(text) for text in re.findall(r"paused group=\S+ queue=\S+ messages=(\d+)", consumer.output)]
-    assert max(held) <= (most + batch) * 1.05
+    assert max(held) <= most + batch
     assert int(redis.get("handled") or 0) == count  # each of them once
