@@ -279,7 +279,8 @@ def _following(app: Flowkit, job: Job, progress: Progress, end: float, idle: boo
     until = min(time.monotonic() + LINGER, end)
     while time.monotonic() < until:
         try:
-            found = progress.look(job.origin, round(LINGER * 1000))
+            # said only where it will be kept, else a job would always wait behind the one in hand
+            found = progress.look(job.origin, round(LINGER * 1000) if idle else 0)
             if found is None:
                 idle = True
                 time.sleep(LOOK_EVERY)

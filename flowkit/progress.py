@@ -133,7 +133,7 @@ class Progress:
         return more
 
     def look(self, queue: str, milliseconds: int) -> Following | None:
-        """The first job of a queue, if there is one; and says to consumers that for so long it would not have to wait.
+        """The first job of a queue, if there is one; and says to consumers that for so long none would have to wait.
 
         None of use where the workers are suspended, or this one is asked to stop or has jobs in another queue.
         """
@@ -144,14 +144,15 @@ class Progress:
                 others = set(queues.decode().split(",")) - {queue, ""}
                 self._others = [Queue(name, connection=connection).key for name in sorted(others)]
             with connection.pipeline(transaction=False) as pipe:
-                pipe.set(open_key(self.writer.application, queue), 1, px=milliseconds)
+                if milliseconds:
+                    pipe.set(open_key(self.writer.application, queue), 1, px=milliseconds)
                 pipe.lindex(Queue(queue, connection=connection).key, 0)
                 pipe.exists(WORKERS_SUSPENDED)
                 if self._worker is not None:
                     pipe.hexists(self._worker, "shutdown_requested_date")
                 for other in self._others or ():
                     pipe.llen(other)
-                _, found, *elsewhere = pipe.execute()
+                found, *elsewhere = pipe.execute()[1 if milliseconds else 0 :]
             if any(elsewhere):
                 return NONE_OF_USE
             if found is None:

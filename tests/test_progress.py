@@ -28,7 +28,7 @@ from flowkit.jobqueue import FIRST_SIZE, JobQueue, Pack, Sizes
 from flowkit.marks import Mark
 from flowkit.message import Partition
 from flowkit.progress import DONE, MORE, RUN, JobTaken, Progress, Took
-from flowkit.queues import FRONT, MOST_BYTES, PERFORM, RUNS, Envelope, Writer, fitting, make_jobs, paces_key
+from flowkit.queues import FRONT, MOST_BYTES, PERFORM, RUNS, Envelope, Writer, fitting, make_jobs, open_key, paces_key
 
 
 @pytest.fixture
@@ -263,12 +263,23 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Progress, "look", later)
 
 
-def test_where_jobs_wait_already_each_is_rqs_affair(shop: Shop) -> None:
+def test_where_jobs_wait_already_each_is_rqs_affair(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = log_runs(shop)
+    asked, look = [], Progress.look
+
+    def watched(self: Progress, queue: str, milliseconds: int) -> Any:
+        found = look(self, queue, milliseconds)
+        asked.append((found is None, shop.redis.exists(open_key("shop", queue))))
+        return found
+
+    monkeypatch.setattr(Progress, "look", watched)
     shop.app.routes["orders"].job_size = 4
     jobs = shop.enqueue("orders", *numbers(10))
     shop.work()
     assert runs == [(number, 1) for number in range(10)]
+    # consumers are asked for more only by a process that has nothing to do: what comes for another one would always wait
+    assert asked[:3] == [(False, 0), (False, 0), (True, 0)]
+    assert set(asked[3:]) == {(True, 1)}
     assert [Job.fetch(job.id, connection=shop.redis).get_status() for job in jobs] == ["finished"] * 3
 
 
