@@ -380,14 +380,9 @@ class Flowkit:
         return self._producer
 
     def _make_producer(self, settings: Settings, transactional_id: str | None = None) -> ProducerClient:
-        from .clients.kafka_python import Producer
+        from .clients.opening import producer_client
 
-        settings = settings if settings.kafka.hosts else self.settings_for_kafka()
-        if transactional_id is None:
-            return Producer(settings)
-        from .clients.kafka_transactions import TransactionalProducer
-
-        return TransactionalProducer(settings, transactional_id)
+        return producer_client(settings if settings.kafka.hosts else self.settings_for_kafka(), transactional_id)
 
     @property
     def handlings(self) -> Mapping[str, Handling]:

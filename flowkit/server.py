@@ -135,9 +135,9 @@ class Server:
                 _look_at_durability(job_queue)
         make_client = self._make_client
         if make_client is None:
-            from .clients.kafka_python import Consumer as KafkaConsumer
+            from .clients.opening import consumer_client
 
-            make_client = KafkaConsumer
+            make_client = consumer_client
         return [
             Consumer(group, handlings, app.settings, app.events, app.producer, make_client, job_queue)
             for group, handlings in groups.items()

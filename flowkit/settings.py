@@ -286,6 +286,11 @@ class Settings(Section):
 
     name: str = option(text, "", help="name of the application; client id, and start of the default group names")
     env: str = option(environment, "development", help="development, test, production, or a name of your own")
+    client: str = option(
+        one_of("kafka-python", "confluent"),
+        "kafka-python",
+        help="what speaks to Kafka; confluent: the extra 'confluent'",
+    )
     redis: str | dict[str, Any] | None = option(redis, help="URL or redis-py options; needed by queued routes")
     inline: bool = option(flag, False, help="run handlers in the consumer instead of queueing to RQ")
     transactional: bool = option(

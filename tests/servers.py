@@ -23,6 +23,9 @@ from flowkit.errors import DevStackError
 
 T = TypeVar("T")
 
+CLIENT = {name: value for name, value in os.environ.items() if name == "FLOWKIT_CLIENT"}
+"""What says which Kafka client is to be tested, where a test gives all settings itself."""
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 POM = REPOSITORY / "tests" / "kafka" / "pom.xml"
 KAFKA_VERSION = re.findall(r"<kafka\.version>(.+)</kafka\.version>", POM.read_text())[0]
@@ -92,7 +95,13 @@ class ApacheKafka(Server):
 
     def _java(self) -> list[str]:
         logging = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
-        return ["java", f"-Xmx{self.heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", logging]
+        fast = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *self.classes()]
+        return ["java", f"-Xmx{self.heap}", *fast, logging]
+
+    def classes(self) -> list[str]:
+        """Where the classes are, already read and checked: half the time and three fifths of the work of a start."""
+        archive = _archive(_libs())
+        return [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
 
     def _format(self, properties: Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -145,6 +154,15 @@ default.replication.factor=3
 min.insync.replicas=2
 controlled.shutdown.enable=false
 """
+
+
+class FirstKafka(ApacheKafka):
+    """Writes, when it ends, the archive of classes for all that start after it."""
+
+    archive: Path
+
+    def classes(self) -> list[str]:
+        return [f"-XX:ArchiveClassesAtExit={self.archive}"]
 
 
 class ClusterNode(ApacheKafka):
@@ -358,11 +376,22 @@ def kafka_libs() -> Path:
                 _run(["mvn", "-q", "-B", *goal], "Maven could not fetch the jars of Apache Kafka")
                 Path(download, ".complete").write_text(POM.read_text())
                 Path(download).rename(libs)
+        if not _archive(libs).exists():
+            with tempfile.TemporaryDirectory(dir=libs, ignore_cleanup_errors=True) as directory:
+                first = FirstKafka(Path(directory, "node"))
+                first.archive = Path(directory, "kafka.jsa")
+                first.start(60).stop(60)
+                if first.archive.exists():  # it depends on the Java
+                    first.archive.rename(_archive(libs))
     return libs
 
 
 def _libs() -> Path:
     return REPOSITORY / ".cache" / f"kafka-libs-{KAFKA_VERSION}"
+
+
+def _archive(libs: Path) -> Path:
+    return libs / "kafka.jsa"
 
 
 def _is_complete(libs: Path) -> bool:

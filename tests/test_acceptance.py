@@ -25,8 +25,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from servers import Kafka, MakeTopic, WaitFor
 
 from flowkit import Flowkit
-from flowkit.clients.kafka_python import Consumer as KafkaClient
-from flowkit.clients.kafka_python import Producer as KafkaProducerClient
+from flowkit.clients.opening import consumer_client, producer_client
 from flowkit.consumer import Consumer
 from flowkit.producer import Producer
 
@@ -58,8 +57,8 @@ class Member:
             self.mine[number % PARTITIONS] += 1
 
         app.add_topic(topic, handle, group=topic)
-        self._producer = Producer(lambda: app.settings, KafkaProducerClient)
-        self.consumer = Consumer(topic, app.handlings, app.settings, app.events, self._producer, KafkaClient)
+        self._producer = Producer(lambda: app.settings, producer_client)
+        self.consumer = Consumer(topic, app.handlings, app.settings, app.events, self._producer, consumer_client)
         self._thread = threading.Thread(target=self.consumer.run, name=name)
         self._thread.start()
 

@@ -18,14 +18,14 @@ import pytest
 from commands import flowkit as flowkit_command
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from processes import Process
-from servers import REPOSITORY, ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
+from servers import CLIENT, REPOSITORY, ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 
 import flowkit.consumer
 from flowkit import Flowkit, Message, Retry, Settings
 from flowkit.clients import CommitRefused, InDoubt, memory
-from flowkit.clients.kafka_python import Consumer as KafkaClient
 from flowkit.clients.kafka_transactions import TransactionalProducer
 from flowkit.clients.memory import Broker
+from flowkit.clients.opening import consumer_client
 from flowkit.consumer import Consumer
 from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError, FlowkitError, SettingsError
 from flowkit.message import Partition
@@ -711,7 +711,7 @@ class Running:
 
     def __init__(self, app: Flowkit, group: str) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.consumer = Consumer(group, app.handlings, app.settings, self, app.producer, KafkaClient)
+        self.consumer = Consumer(group, app.handlings, app.settings, self, app.producer, consumer_client)
         self.consumer.reconnect = Retry(first=0.1, cap=0.1)
 
     def notice(self, event: str, **details: Any) -> None:
@@ -784,7 +784,7 @@ def client(apache: Kafka, topic: MakeTopic) -> Iterator[Callable[..., Transactio
 
 
 def _with(settings: Settings, kafka: dict[str, Any]) -> Settings:
-    return Settings.load({"name": settings.name, "kafka": {"hosts": ",".join(settings.kafka.hosts), **kafka}}, {})
+    return Settings.load({"name": settings.name, "kafka": {"hosts": ",".join(settings.kafka.hosts), **kafka}}, CLIENT)
 
 
 def test_offsets_of_an_earlier_generation_are_refused_and_nothing_is_seen(
@@ -803,7 +803,7 @@ def test_offsets_of_an_earlier_generation_are_refused_and_nothing_is_seen(
         def lost(self, partitions: Any) -> None: ...
 
     with contextlib.ExitStack() as stack:
-        members = [KafkaClient(settings, source), KafkaClient(settings, source)]
+        members = [consumer_client(settings, source), consumer_client(settings, source)]
         for member in members:
             stack.callback(member.close, 2.0)
             member.subscribe([source], Quiet())
@@ -837,7 +837,7 @@ def test_offsets_of_an_earlier_generation_are_refused_and_nothing_is_seen(
 
 
 def test_one_that_is_no_member_has_no_membership(apache: Kafka, topic: MakeTopic) -> None:
-    member = KafkaClient(kafka_app(apache.hosts).settings, topic("in"))
+    member = consumer_client(kafka_app(apache.hosts).settings, topic("in"))
     try:
         with pytest.raises(CommitRefused, match="no longer a member"):
             member.membership()

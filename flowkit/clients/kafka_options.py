@@ -73,7 +73,7 @@ PROMISED: dict[str, tuple[Any, ...]] = {"acks": ("all", -1), "enable_idempotence
 
 
 def option_mistakes(settings: Settings) -> list[str]:
-    """One sentence for each option that passes through and that kafka-python does not have, or flowkit sets itself."""
+    """One sentence for each option that passes through and that flowkit sets itself, or kafka-python does not have."""
     known = KafkaConsumer.DEFAULT_CONFIG.keys() | KafkaProducer.DEFAULT_CONFIG.keys()
     near = sorted(known | Kafka.described.keys() - {"options"})
     mistakes = []
@@ -82,7 +82,7 @@ def option_mistakes(settings: Settings) -> list[str]:
             mistakes.append(f"kafka.{name}: cannot be passed through; {OWN[name]}")
         elif name in PROMISED and value not in PROMISED[name]:
             mistakes.append(f"kafka.{name}: must stay {PROMISED[name][0]!r}, or a response could be lost or doubled")
-        elif name not in known:
+        elif name not in known and settings.client == "kafka-python":  # else librdkafka says what it does not know
             mistake = unknown_name(f"kafka.{name}", name, near, "setting, or option of kafka-python")
             meant = nearest(name, near)
             mistakes.append(f"{mistake} It cannot be passed through; {OWN[meant]}" if meant in OWN else mistake)

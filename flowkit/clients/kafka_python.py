@@ -20,10 +20,10 @@ from kafka.partitioner.sticky import StickyPartitioner
 from kafka.serializer import Serializer
 from kafka.structs import MemberState
 
-from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError, Displaced, MessagesGone, Stopped
-from ..message import HeaderPairs, Partition, Record, places
+from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError
+from ..message import HeaderPairs, Partition, Record
 from ..settings import Settings
-from . import CommitRefused, Offsets, Rebalance
+from . import CommitRefused, Offsets, Rebalance, displaced, gone, no_topic, without_offset
 from .kafka_assigning import assignors, bind
 from .kafka_fetching import tell
 from .kafka_opening import Door, open_client
@@ -43,17 +43,6 @@ REFUSED = (
 )
 
 AWAY = (kafka_errors.KafkaTimeoutError, kafka_errors.KafkaConnectionError, kafka_errors.RetriableError)
-
-FENCED = (
-    "another process took this one's place in the group, with the same kafka.group_instance_id {}; what this one has not"
-    " committed comes again, to that one. Give each process an id of its own"
-)
-
-
-CHOOSE = (
-    "as auto_offset_reset is 'none', set its offset yourself while none of the group runs (`kafka-consumer-groups"
-    " --reset-offsets`), or give 'earliest', which goes on behind what is gone"
-)
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
@@ -124,30 +113,20 @@ class Consumer:
         except (kafka_errors.KafkaConnectionError, *FORBIDDEN) as error:
             raise self._door.explained(error) from error
         except kafka_errors.FencedInstanceIdError as error:
-            raise self._displaced() from error
+            raise displaced(self._instance) from error
         except kafka_errors.OffsetOutOfRangeError as error:
-            raise self._gone(*next(iter(error.args[0].items()))) from error
+            where, offset = next(iter(error.args[0].items()))
+            raise gone(Partition(*where), offset, self.first_offset(Partition(*where))) from error
         except kafka_errors.NoOffsetForPartitionError as error:
-            which = places(Partition(*where) for where in error.args[0])
-            raise Stopped(f"it has no committed offset for {which}; {CHOOSE}") from error
+            raise without_offset([Partition(*where) for where in error.args[0]]) from error
         if self._instance is not None and self._is_displaced():
-            raise self._displaced()
+            raise displaced(self._instance)
         return records
-
-    def _gone(self, where: Any, offset: int) -> MessagesGone:
-        first = self._consumer.beginning_offsets([where], timeout_ms=10_000)[where]
-        what = f"the first message there is has offset {first}"
-        if first > offset:
-            what += f", up to {first - offset} messages were deleted before they were read"
-        return MessagesGone(f"{places([Partition(*where)])}@{offset} is not there: {what}; {CHOOSE}")
 
     def _is_displaced(self) -> bool:
         # a heartbeat was answered so; kafka-python logs it, sends no more of them, and polls on for ever without being a member
         coordinator = self._consumer._coordinator
         return coordinator.state is MemberState.STABLE and not coordinator._heartbeat_enabled
-
-    def _displaced(self) -> Displaced:
-        return Displaced(FENCED.format(repr(self._instance)))
 
     def joined(self) -> bool:
         # its state stays the same when the brokers go; what it forgets then is which of them leads the group
@@ -163,7 +142,7 @@ class Consumer:
         except REFUSED as error:
             raise CommitRefused(str(error) or type(error).__name__) from error
         except kafka_errors.FencedInstanceIdError as error:
-            raise self._displaced() from error
+            raise displaced(self._instance) from error
         except FORBIDDEN as error:
             raise ConfigurationError(f"Kafka refuses this application: {error}") from error
         except AWAY as error:
@@ -256,16 +235,9 @@ class Producer:
         try:
             return self._producer.send(topic, value=value, key=key, headers=pairs, partition=partition)
         except kafka_errors.KafkaTimeoutError as error:
-            raise self._no_topic(topic) from error
+            raise no_topic(topic, self._timeout) from error
         except (kafka_errors.KafkaError, AssertionError, TypeError, ValueError) as error:
             raise DeliveryError(f"{topic}: kafka-python refuses this message: {error!r}") from error
-
-    def _no_topic(self, topic: str) -> DeliveryError:
-        return DeliveryError(
-            f"the topic {topic!r} does not exist on the brokers, or they did not answer for {self._timeout:g} s;"
-            " create it (`flowkit topics --create` makes those of an application), or check that Kafka is running",
-            passing=True,
-        )
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -301,7 +273,7 @@ class Producer:
         try:
             count = len(self._producer.partitions_for(topic))
         except kafka_errors.KafkaTimeoutError as error:
-            raise self._no_topic(topic) from error
+            raise no_topic(topic, self._timeout) from error
         except kafka_errors.KafkaError as error:
             raise DeliveryError(f"{topic}: its partitions cannot be looked up: {error!r}") from error
         return int((murmur2(key) & 0x7FFFFFFF) % count)  # as Kafka's own partitioners place keys

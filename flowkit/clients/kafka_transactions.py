@@ -12,10 +12,10 @@ from typing import Any
 
 from kafka import errors as kafka_errors
 
-from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError, Displaced
+from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError
 from ..settings import Settings
-from . import CommitRefused, InDoubt, Offsets
-from .kafka_python import FENCED, Producer, _kafka_offsets, _ms
+from . import CommitRefused, InDoubt, Offsets, displaced
+from .kafka_python import Producer, _kafka_offsets, _ms
 from .kafka_refusals import FORBIDDEN
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class TransactionalProducer(Producer):
         except kafka_errors.CommitFailedError as error:
             raise CommitRefused(str(error) or type(error).__name__) from error
         except kafka_errors.FencedInstanceIdError as error:
-            raise Displaced(FENCED.format(repr(membership.group_instance_id))) from error
+            raise displaced(membership.group_instance_id) from error
         except FORBIDDEN as error:
             raise ConfigurationError(f"Kafka refuses this application: {error}") from error
         except kafka_errors.KafkaError as error:

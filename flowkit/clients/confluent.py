@@ -1,0 +1,649 @@
+"""The clients on confluent-kafka, which is librdkafka. What it does unlike other clients is written beside the line that copes
+with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from base64 import b64decode
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import ne
+from typing import Any, overload
+
+from kafka.partitioner import murmur2
+
+from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError, FlowkitError
+from ..message import HeaderPairs, Partition, Record
+from ..settings import Settings
+from . import (
+    CommitRefused,
+    InDoubt,
+    Offsets,
+    Rebalance,
+    Unreadable,
+    displaced,
+    gone,
+    no_topic,
+    without_offset,
+)
+from .confluent_options import PRODUCER, confluent_options, consumer_options, in_ms, is_cooperative
+from .confluent_trouble import FORBIDDEN, NO_TOPIC, Trouble, confluent_kafka
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = 10.0
+"""Seconds that one question to the brokers may take."""
+
+METADATA_AGE = 30.0
+"""Seconds after which a topic is looked up anew."""
+
+LONGEST_REQUEST = 0.8
+"""The part of a transaction's time that one request may take: two fit, if the first one is lost early."""
+
+LOOK_EVERY = 5.0
+"""Seconds between questions for what tells a topic from a later one of the same name."""
+
+KafkaError, KafkaException = confluent_kafka.KafkaError, confluent_kafka.KafkaException
+OFFSET_STORED, TopicPartition = confluent_kafka.OFFSET_STORED, confluent_kafka.TopicPartition
+ERROR, TOPIC, NUMBER = confluent_kafka.Message.error, confluent_kafka.Message.topic, confluent_kafka.Message.partition
+VALUE = confluent_kafka.Message.value
+
+REFUSED = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError._ASSIGNMENT_LOST,
+    KafkaError._STATE,
+}
+BROKEN = {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError._NOT_IMPLEMENTED, KafkaError.INVALID_MSG}
+
+NO_FAULT_OF_THE_MESSAGE = {
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._PURGE_QUEUE,
+    KafkaError._PURGE_INFLIGHT,
+    KafkaError._FATAL,
+    KafkaError._FENCED,
+    KafkaError._STATE,
+    KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+    KafkaError.UNKNOWN_PRODUCER_ID,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    KafkaError.INVALID_TXN_STATE,
+    KafkaError.PRODUCER_FENCED,
+    *NO_TOPIC,
+}
+
+
+class ConfluentRecord:
+    """A ``Record``: a message of confluent-kafka, whose parts are made when they are asked for."""
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: Any) -> None:
+        self._message = message
+
+    @property
+    def topic(self) -> str:
+        return self._message.topic()  # type: ignore[no-any-return]
+
+    @property
+    def partition(self) -> int:
+        return self._message.partition()  # type: ignore[no-any-return]
+
+    @property
+    def offset(self) -> int:
+        return self._message.offset()  # type: ignore[no-any-return]
+
+    @property
+    def timestamp(self) -> int:
+        return self._message.timestamp()[1]  # type: ignore[no-any-return]
+
+    @property
+    def key(self) -> bytes | None:
+        return self._message.key()  # type: ignore[no-any-return]
+
+    @property
+    def value(self) -> bytes | None:
+        return self._message.value()  # type: ignore[no-any-return]
+
+    @property
+    def headers(self) -> HeaderPairs:
+        return self._message.headers() or ()
+
+
+class Records(Sequence[Record]):
+    """Messages of one partition. ``values`` gives their values without making a record of each."""
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, messages: list[Any]) -> None:
+        self._messages = messages
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(ConfluentRecord, self._messages)
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> Records: ...
+    def __getitem__(self, at: int | slice) -> Record | Records:
+        if isinstance(at, slice):
+            return Records(self._messages[at])
+        return ConfluentRecord(self._messages[at])
+
+    def values(self) -> Iterator[bytes | None]:
+        return map(VALUE, self._messages)
+
+
+class Consumer:
+    """A ``ConsumerClient`` on librdkafka's consumer."""
+
+    def __init__(self, settings: Settings, group: str) -> None:
+        options = consumer_options(settings, group)
+        self._instance = settings.kafka.group_instance_id
+        self._reset = str(settings.kafka.options.get("auto_offset_reset", "earliest"))
+        if self._reset not in ("earliest", "latest", "none"):
+            raise ConfigurationError(
+                f"kafka.auto_offset_reset: expected one of earliest, latest, none, got {self._reset!r}"
+            )
+        self._cooperative = is_cooperative(options)
+        self._trouble = Trouble(settings)
+        self._consumer = self._trouble.opened(
+            confluent_kafka.Consumer, {**options, "stats_cb": self._look, "on_commit": self._committed}
+        )
+        self._options = options
+        self._admin: Any = None
+        self._rebalance: Rebalance | None = None
+        self._topics = 0
+        self._joined = False
+        self._in_touch = True
+        self._at: dict[Partition, int] = {}
+        self._paused: set[Partition] = set()
+        self._broken: Unreadable | None = None
+        self._ids: dict[str, str | None] = {}
+        self._asked: dict[str, Any] = {}
+        self._ask_at = 0.0
+
+    # The group.
+
+    def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
+        self._rebalance = rebalance
+        self._topics = len(topics)
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def _on_assign(self, _: Any, assigned: Sequence[Any]) -> None:
+        assert self._rebalance is not None
+        self._joined = True
+        self._rebalance.assigned([Partition(where.topic, where.partition) for where in assigned])
+
+    def _on_revoke(self, consumer: Any, revoked: Sequence[Any]) -> None:
+        assert self._rebalance is not None
+        if not consumer.memberid():  # a rebalance had asked for them before, and found nobody that polls
+            self._on_lost(consumer, revoked)
+            return
+        partitions = [Partition(where.topic, where.partition) for where in revoked]
+        offsets = self._rebalance.revoked(partitions)
+        if offsets:
+            try:
+                self.commit(offsets)
+                self._rebalance.confirmed(offsets)
+            except (FlowkitError, CommitRefused) as error:
+                logger.warning("the offsets of revoked partitions were not committed; messages come again: %s", error)
+        self._forget(partitions)
+
+    def _on_lost(self, _: Any, lost: Sequence[Any]) -> None:
+        assert self._rebalance is not None
+        self._joined = False
+        partitions = [Partition(where.topic, where.partition) for where in lost]
+        self._rebalance.lost(partitions)
+        self._forget(partitions)
+
+    def _forget(self, partitions: Sequence[Partition]) -> None:
+        for partition in partitions:
+            self._at.pop(partition, None)
+            self._paused.discard(partition)
+            if self._broken is not None and self._broken.partition == partition:
+                self._broken = None
+
+    def joined(self) -> bool:
+        return self._joined and self._in_touch
+
+    def in_touch(self) -> bool:
+        return self._in_touch
+
+    def _look(self, text: str) -> None:
+        """Sees in librdkafka's figures whether it knows a broker that leads the group."""
+        group = text.rfind('"cgrp"')
+        self._in_touch = group < 0 or '"state": "up"' in text[group : group + 40]
+
+    def membership(self) -> Any:
+        if not self._joined or not self._consumer.memberid():
+            raise CommitRefused("this consumer is no longer a member of the group")
+        return self._consumer.consumer_group_metadata()
+
+    # Messages.
+
+    def poll(self, timeout: float, most: int = 500) -> Mapping[Partition, Sequence[Record]]:
+        if self._broken is not None:
+            self._tell_broken()
+        # consume() waits until it has as many as it may give, or its time is over: it is asked only for what is there already
+        first = self._consumer.poll(timeout)
+        if first is None:
+            return {}
+        messages = [first, *self._consumer.consume(most - 1, 0)] if most > 1 else [first]
+        if any(map(ERROR, messages)):
+            messages = self._without_errors(messages)
+        found = self._by_partition(messages)
+        for partition, records in found.items():
+            self._at[partition] = records[-1].offset + 1
+        if not found and self._broken is not None:
+            self._tell_broken()
+        return found
+
+    def _by_partition(self, messages: list[Any]) -> dict[Partition, Sequence[Record]]:
+        """They come in runs of one partition; where one ends is found without a line of Python for each message."""
+        if not messages:
+            return {}
+        numbers = list(map(NUMBER, messages))
+        ends = bytearray(map(ne, numbers, islice(numbers, 1, None)))
+        if self._topics > 1:
+            topics = list(map(TOPIC, messages))
+            ends = bytearray(map(max, ends, map(ne, topics, islice(topics, 1, None))))
+        found: dict[Partition, list[Any]] = {}
+        begin = 0
+        while begin < len(messages):
+            end = ends.find(1, begin) + 1 or len(messages)
+            first = messages[begin]
+            found.setdefault(Partition(first.topic(), first.partition()), []).extend(messages[begin:end])
+            begin = end
+        return {partition: Records(run) for partition, run in found.items()}
+
+    def _without_errors(self, messages: list[Any]) -> list[Any]:
+        """What is left where some stand for an error. Raises those that are the end of this client."""
+        good: list[Any] = []
+        anew: dict[Partition, int] = {}
+        broken: Unreadable | None = None
+        for message in messages:
+            error = message.error()
+            partition = Partition(message.topic(), message.partition())
+            if error is None:
+                if broken is None or partition != broken.partition:
+                    good.append(message)
+                elif broken.following is None:
+                    broken.following = message.offset()
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                anew[partition] = self._where_to_go_on(partition, message.offset())
+            elif error.code() in BROKEN and (message.offset() or -1) >= 0:
+                broken = broken or Unreadable(partition, message.offset(), None, KafkaException(error))
+            elif error.code() in NO_TOPIC:
+                logger.debug("%s", error)  # who consumes it says so
+            elif self._instance is not None and error.code() in (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL):
+                raise displaced(self._instance)
+            else:
+                self._trouble.met(error)
+        self._place(anew)
+        self._broken = broken
+        return good
+
+    def _tell_broken(self) -> None:
+        broken, self._broken = self._broken, None
+        assert broken is not None
+        self.seek(broken.partition, broken.offset)
+        raise broken
+
+    def _where_to_go_on(self, partition: Partition, offset: int | None) -> int:
+        """In a partition whose offset is not there, or where the group has none. Raises ``Stopped`` where it may not choose."""
+        first, end = self._ends(partition)
+        known = offset is not None and offset >= 0
+        if self._reset == "none":
+            raise gone(partition, offset or 0, first) if known else without_offset([partition])
+        after = first if self._reset == "earliest" else end
+        if known and self._rebalance is not None:
+            self._rebalance.moved(partition, offset or 0, after)
+        return after
+
+    def _place(self, anew: Mapping[Partition, int]) -> None:
+        """Lets partitions go on from there that stand still after an error, which ``seek`` cannot."""
+        if not anew:
+            return
+        assigned = {Partition(where.topic, where.partition) for where in self._consumer.assignment()}
+        places_ = [TopicPartition(*partition, offset) for partition, offset in anew.items() if partition in assigned]
+        self._at.update(anew)
+        if self._cooperative:
+            self._consumer.incremental_unassign(places_)
+            self._consumer.incremental_assign(places_)
+        else:
+            others = assigned - anew.keys()
+            kept = [TopicPartition(*partition, self._at.get(partition, OFFSET_STORED)) for partition in others]
+            self._consumer.assign([*places_, *kept])
+        for partition in self._paused & assigned:
+            self._consumer.pause([TopicPartition(*partition)])
+
+    def position(self, partition: Partition) -> int | None:
+        return self._at.get(partition)
+
+    def pause(self, partition: Partition) -> None:
+        self._paused.add(partition)
+        self._consumer.pause([TopicPartition(*partition)])
+
+    def resume(self, partition: Partition) -> None:
+        self._paused.discard(partition)
+        self._consumer.resume([TopicPartition(*partition)])
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        self._at[partition] = offset
+        try:
+            self._consumer.seek(TopicPartition(*partition, offset))
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._STATE:  # it has not begun yet, or stands still after an error
+                raise
+            self._place({partition: offset})
+
+    # Offsets.
+
+    def commit(self, offsets: Offsets) -> None:
+        places_ = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+        try:
+            answers = self._consumer.commit(offsets=places_, asynchronous=False)
+            errors = [answer.error for answer in answers if answer.error is not None]
+        except KafkaException as error:
+            errors = [error.args[0]]
+        for found in errors:
+            if found.code() in REFUSED:
+                raise CommitRefused(found.str())
+            if found.code() in (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL) and self._instance is not None:
+                raise displaced(self._instance)
+            self._trouble.met(found)
+            raise BrokerUnavailable(f"Kafka did not take the offsets of what is finished: {found.str()}")
+
+    def _committed(self, *_: Any) -> None:
+        """Of a commit that was not waited for: there is none."""
+
+    def committed(self, partition: Partition) -> int | None:
+        with self._trouble.named():
+            [found] = self._consumer.committed([TopicPartition(*partition)], timeout=TIMEOUT)
+        return found.offset if found.offset >= 0 else None
+
+    def first_offset(self, partition: Partition) -> int:
+        return self._ends(partition)[0]
+
+    def end_offset(self, partition: Partition) -> int:
+        return self._ends(partition)[1]
+
+    def _ends(self, partition: Partition) -> tuple[int, int]:
+        with self._trouble.named():
+            first, end = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=TIMEOUT)
+        return first, end
+
+    # Topics.
+
+    def topic_id(self, topic: str) -> str | None:
+        """As of some seconds ago: only an admin client may ask, and its answers are not waited for, but for the first one."""
+        for name in [name for name, answer in self._asked.items() if answer.done()]:
+            self._note_id(name, self._asked.pop(name))
+        if topic not in self._ids:
+            self._ids[topic] = None
+            self._ask([topic])
+            self._note_id(topic, self._asked.pop(topic))
+        elif time.monotonic() >= self._ask_at and not self._asked:
+            self._ask(list(self._ids))
+        return self._ids[topic]
+
+    def _ask(self, topics: list[str]) -> None:
+        if self._admin is None:
+            from confluent_kafka.admin import AdminClient
+
+            self._admin = AdminClient(self._trouble.common(self._options))
+        self._ask_at = time.monotonic() + LOOK_EVERY
+        self._asked.update(
+            self._admin.describe_topics(confluent_kafka.TopicCollection(topics), request_timeout=TIMEOUT)
+        )
+
+    def _note_id(self, topic: str, answer: Any) -> None:
+        try:
+            self._ids[topic] = b64decode(f"{answer.result().topic_id}==", "-_").hex()  # as other clients write it
+        except KafkaException as error:
+            if error.args[0].code() in NO_TOPIC:
+                self._ids[topic] = None
+            else:
+                logger.debug("what tells %s from a later topic of its name is not known now: %s", topic, error)
+
+    def missing_topics(self, topics: Sequence[str]) -> list[str]:
+        with self._trouble.named():
+            present = self._consumer.list_topics(timeout=TIMEOUT).topics
+        return sorted(topic for topic in topics if topic not in present)
+
+    def close(self, timeout: float) -> None:
+        # librdkafka waits for the brokers as long as it likes
+        closing = threading.Thread(target=self._consumer.close, name="flowkit-closing", daemon=True)
+        closing.start()
+        closing.join(timeout)
+
+
+class Delivery:
+    """What becomes of one message. ``error`` is None while it is under way, and where Kafka has confirmed."""
+
+    __slots__ = ("apart", "error", "is_done", "message", "tell")
+
+    lock = threading.Lock()
+
+    def __init__(self, message: tuple[Any, ...], apart: deque[Delivery] | None) -> None:
+        self.message = message
+        self.apart = apart
+        self.is_done = False
+        self.error: Any = None
+        self.tell: Callable[[], None] | None = None
+
+    def end(self, error: Any, _: Any) -> None:
+        if error is not None and self.apart is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            self.apart.append(self)
+            return
+        with self.lock:
+            self.error, self.is_done = error, True
+            tell = self.tell
+        if tell is not None:
+            tell()
+
+
+class Producer:
+    """A ``ProducerClient`` on librdkafka's producer."""
+
+    def __init__(self, settings: Settings, **more: Any) -> None:
+        options = {**confluent_options(settings, PRODUCER), **more}
+        self._timeout = settings.connection_pool.timeout
+        self._trouble = Trouble(settings)
+        self._producer = self._trouble.opened(confluent_kafka.Producer, options)
+        self._partitions: dict[str, tuple[int, float]] = {}
+        self._apart: deque[Delivery] | None = deque()
+        self._serving: threading.Thread | None = None
+        self._closed = False
+
+    def send(
+        self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
+    ) -> Delivery:
+        self._count(topic)
+        message = topic, value, key, -1 if partition is None else partition
+        delivery = Delivery((*message, [*headers]), self._apart)
+        self._start(delivery)
+        return delivery
+
+    def _start(self, delivery: Delivery) -> None:
+        *message, headers = delivery.message
+        topic, deadline = message[0], 0.0
+        while True:
+            try:
+                self._producer.produce(*message, delivery.end, headers=headers)
+                return
+            except BufferError as error:  # it holds as many as it may
+                deadline = deadline or time.monotonic() + self._timeout
+                self._producer.poll(0.01)
+                if time.monotonic() > deadline:
+                    raise DeliveryError(f"{topic}: Kafka is too slow: {error}", passing=True) from error
+            except KafkaException as error:
+                raise self._problem(f"{topic}: librdkafka refuses this message", error.args[0]) from error
+            except (TypeError, ValueError) as error:
+                raise DeliveryError(f"{topic}: confluent-kafka refuses this message: {error!r}") from error
+
+    def _problem(self, what: str, error: Any) -> DeliveryError:
+        passing = error.retriable() or error.code() in NO_FAULT_OF_THE_MESSAGE
+        return DeliveryError(f"{what}: {error.name()}: {error.str()}", passing=passing)
+
+    def _count(self, topic: str) -> int:
+        """The number of its partitions. librdkafka would make a topic that does not exist, or find out half a minute later."""
+        count, until = self._partitions.get(topic, (0, 0.0))
+        if time.monotonic() < until:
+            return count
+        try:
+            topics = self._producer.list_topics(timeout=self._timeout).topics  # of one topic alone, it would make it
+        except KafkaException as error:
+            if count:
+                return count
+            raise no_topic(topic, self._timeout) from error
+        until = time.monotonic() + METADATA_AGE
+        self._partitions = {name: (len(found.partitions), until) for name, found in topics.items()}
+        if topic not in topics:
+            raise no_topic(topic, self._timeout)
+        return len(topics[topic].partitions)
+
+    def flush(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        left = self._producer.flush(timeout)
+        while self._apart and not left:
+            self._start_alone(self._apart.popleft())
+            left = self._producer.flush(max(0.0, deadline - time.monotonic()))
+        if left:
+            logger.warning("Kafka did not confirm every message within %g s", timeout)
+
+    def _start_alone(self, delivery: Delivery) -> None:
+        """Again, but by itself: a broker that finds a batch too large refuses all of its messages."""
+        delivery.apart = None
+        try:
+            self._start(delivery)
+        except DeliveryError as error:
+            delivery.end(error, None)
+
+    def ended(self, delivery: Delivery) -> bool:
+        if not delivery.is_done:
+            self._producer.poll(0)
+        return delivery.is_done
+
+    def outcome(self, delivery: Delivery) -> DeliveryError | None:
+        if not delivery.is_done:
+            return DeliveryError("Kafka did not confirm the message in time", passing=True)
+        if delivery.error is None:
+            return None
+        if isinstance(delivery.error, DeliveryError):
+            return delivery.error
+        return self._problem("Kafka did not take the message", delivery.error)
+
+    def notify(self, delivery: Delivery, tell: Callable[[], None]) -> None:
+        with Delivery.lock:
+            if not delivery.is_done:
+                delivery.tell = tell
+                if self._serving is None:  # librdkafka tells nothing by itself
+                    self._serving = threading.Thread(target=self._serve, name="flowkit-deliveries", daemon=True)
+                    self._serving.start()
+                return
+        tell()
+
+    def _serve(self) -> None:
+        while not self._closed:
+            self._producer.poll(0.1)
+            if self._apart:
+                self.flush(self._timeout)
+
+    def partition_for(self, topic: str, key: bytes) -> int:
+        return int((murmur2(key) & 0x7FFFFFFF) % self._count(topic))  # as Kafka's own partitioners place keys
+
+    def close(self, timeout: float) -> None:
+        self._closed = True
+        if self._producer.flush(timeout):
+            self._producer.purge()
+            self._producer.flush(0)
+
+
+class TransactionalProducer(Producer):
+    """A ``TransactionalClient`` on librdkafka's producer. Making one ends what another with the same id has left open.
+
+    Raises ``ConfigurationError`` where the brokers refuse transactions, ``BrokerUnavailable`` where they do not answer.
+    """
+
+    def __init__(self, settings: Settings, transactional_id: str) -> None:
+        self.longest = longest = settings.kafka.transaction_timeout
+        options = confluent_options(settings, PRODUCER)
+        super().__init__(
+            settings,
+            **{
+                "transactional.id": transactional_id,
+                "transaction.timeout.ms": in_ms(longest),
+                # beyond its own time a transaction is void, whatever comes of its messages
+                "request.timeout.ms": min(options["request.timeout.ms"], in_ms(longest * LONGEST_REQUEST)),
+                "delivery.timeout.ms": min(options["delivery.timeout.ms"], in_ms(longest)),
+            },
+        )
+        self._apart = None  # the transaction is void then, and tried again without the message
+        try:
+            self._producer.init_transactions(longest)
+        except KafkaException as error:
+            problem = error.args[0]
+            if problem.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
+                raise ConfigurationError(
+                    f"kafka.transaction_timeout: {longest:g} s is more than the brokers allow"
+                    " (their transaction.max.timeout.ms)"
+                ) from error
+            if problem.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+                raise ConfigurationError(
+                    f"Kafka refuses this application the transactional id {transactional_id!r}: let it write and describe the"
+                    " transactional ids that begin with the name of its group"
+                ) from error
+            if problem.code() in FORBIDDEN:
+                raise ConfigurationError(f"Kafka refuses this application: {problem.str()}") from error
+            raise BrokerUnavailable(
+                f"Kafka has not opened transactions within {longest:g} s; is it up, and does it have as many brokers as"
+                f" its transaction.state.log.replication.factor and .min.isr ask for? [{problem.str()}]"
+            ) from error
+
+    def begin(self) -> None:
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as error:
+            raise DeliveryError(
+                f"Kafka takes no transaction of this client: {error.args[0].str()}", passing=True
+            ) from error
+
+    def flush(self, timeout: float) -> None:
+        super().flush(min(timeout, self.longest))
+
+    def commit(self, offsets: Offsets, membership: Any) -> None:
+        deadline = time.monotonic() + self.longest
+        places_ = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+        try:
+            self._producer.send_offsets_to_transaction(places_, membership, self.longest)
+        except KafkaException as error:
+            problem = error.args[0]
+            if problem.code() in REFUSED:
+                raise CommitRefused(problem.str()) from error
+            if problem.code() == KafkaError.FENCED_INSTANCE_ID:
+                raise displaced(None) from error
+            if problem.code() in FORBIDDEN:
+                raise ConfigurationError(f"Kafka refuses this application: {problem.str()}") from error
+            raise DeliveryError(
+                f"Kafka did not take the offsets of the transaction: {problem.str()}", passing=True
+            ) from error
+        try:
+            self._producer.commit_transaction(max(0.001, deadline - time.monotonic()))
+        except KafkaException as error:  # whatever it was: the request was on its way
+            raise InDoubt(error.args[0].str()) from error
