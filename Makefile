@@ -1,5 +1,6 @@
 # make demo    a real application on embedded parts: nothing to install by hand
 # make test    every test, on a real Apache Kafka (needs Java 17 and Maven) and a real Redis
+# make test-confluent  those of them that say what flowkit promises, on confluent-kafka
 # make docs    the documentation, as a site in build/site
 # make bench   every benchmark; bench-inline, bench-queue and bench-waiting run one of them
 # make soak    1,000,000 messages through the queue, with SIGKILLs every few seconds; SOAK="--workers rq --seed 7" for more
@@ -13,7 +14,7 @@ VENV ?= .venv
 PROCESSES ?= 3
 BIN = $(VENV)/bin
 
-.PHONY: demo test docs lint format types bench bench-inline bench-queue bench-waiting soak chaos fuzz audit clean
+.PHONY: demo test test-confluent docs lint format types bench bench-inline bench-queue bench-waiting soak chaos fuzz audit clean
 
 # Each set of packages has a stamp: the demo needs few of them, the tests many.
 $(VENV)/.%: setup.cfg setup.py
@@ -34,6 +35,12 @@ demo: $(VENV)/.dev
 # In several processes, which have servers of their own: most tests wait for something.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+
+# What flowkit promises, on the other Kafka client.
+ON_CONFLUENT = test_acceptance test_batches test_consumer_kafka test_parallel test_retry_topics test_transactions
+
+test-confluent: $(VENV)/.test
+	FLOWKIT_CLIENT=confluent $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(ON_CONFLUENT:%=tests/%.py)
 
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

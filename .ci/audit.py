@@ -22,7 +22,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("msgpack", "xml", "zstd", "web")
+EXTRAS = ("msgpack", "xml", "zstd", "web", "confluent")
 """The extras whose lowest versions are tried: those that are pure Python or have wheels for every Python since 3.11."""
 
 PATIENCE = 50
@@ -31,7 +31,7 @@ PATIENCE = 50
 SMOKE = """
 from flowkit import Flowkit
 from flowkit.cli import cli
-from flowkit.clients import kafka_admin, kafka_python
+from flowkit.clients import confluent, kafka_admin, kafka_python
 from flowkit.interchangers import Zstd
 from flowkit.parsers.msgpack import MessagePack
 from flowkit.parsers.xml import Xml

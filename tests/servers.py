@@ -26,6 +26,8 @@ T = TypeVar("T")
 CLIENT = {name: value for name, value in os.environ.items() if name == "FLOWKIT_CLIENT"}
 """What says which Kafka client is to be tested, where a test gives all settings itself."""
 
+ON_CONFLUENT = CLIENT.get("FLOWKIT_CLIENT") == "confluent"
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 POM = REPOSITORY / "tests" / "kafka" / "pom.xml"
 KAFKA_VERSION = re.findall(r"<kafka\.version>(.+)</kafka\.version>", POM.read_text())[0]

@@ -20,7 +20,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from processes import Process
 from redis import Redis
-from servers import Kafka, MakeTopic, RedisServer, WaitFor, kafka_libs, why_not_apache_kafka
+from servers import ON_CONFLUENT, Kafka, MakeTopic, RedisServer, WaitFor, kafka_libs, why_not_apache_kafka
 from support import messages_of
 
 JOINED = "rebalanced group={} assigned="
@@ -406,6 +406,10 @@ def test_a_topic_made_anew_while_no_consumer_runs(once: Once, count: int) -> Non
 
 @ANEW
 def test_a_topic_made_anew_while_a_consumer_runs(once: Once, count: int) -> None:
+    if ON_CONFLUENT and count > 30:
+        pytest.skip(
+            "librdkafka reads on in the new topic; that it is another one is known seconds later: see docs/kafka.md"
+        )
     once.put(30)
     with once.run() as process:
         once.wait_for_queued(30)

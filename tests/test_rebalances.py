@@ -11,7 +11,7 @@ from kafka.coordinator.assignors.abstract import RebalanceProtocol
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaConfigurationError
 from kafka.structs import TopicPartition
-from servers import Kafka, MakeTopic, WaitFor
+from servers import ON_CONFLUENT, Kafka, MakeTopic, WaitFor
 from test_acceptance import PARTITIONS, Member, committed, load
 
 from flowkit import Settings
@@ -93,6 +93,7 @@ def test_kafka_python_itself_takes_no_list_by_which_a_group_could_change() -> No
         )
 
 
+@pytest.mark.skipif(ON_CONFLUENT, reason="librdkafka takes cooperative-sticky alone only, and is refused the list")
 def test_a_group_changes_its_strategy_process_after_process(
     kafka: Kafka, topic: MakeTopic, wait_for: WaitFor
 ) -> None:

@@ -5,6 +5,7 @@ with it.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from base64 import b64decode
@@ -41,6 +42,8 @@ TIMEOUT = 10.0
 METADATA_AGE = 30.0
 """Seconds after which a topic is looked up anew."""
 
+COORDINATOR = re.compile(r'"GroupCoordinator":\s*\{.*?"state":\s*"(\w+)"')
+
 LONGEST_REQUEST = 0.8
 """The part of a transaction's time that one request may take: two fit, if the first one is lost early."""
 
@@ -48,6 +51,7 @@ LOOK_EVERY = 5.0
 """Seconds between questions for what tells a topic from a later one of the same name."""
 
 KafkaError, KafkaException = confluent_kafka.KafkaError, confluent_kafka.KafkaException
+OFFSET_BEGINNING, OFFSET_END = confluent_kafka.OFFSET_BEGINNING, confluent_kafka.OFFSET_END
 OFFSET_STORED, TopicPartition = confluent_kafka.OFFSET_STORED, confluent_kafka.TopicPartition
 ERROR, TOPIC, NUMBER = confluent_kafka.Message.error, confluent_kafka.Message.topic, confluent_kafka.Message.partition
 VALUE = confluent_kafka.Message.value
@@ -146,6 +150,10 @@ class Records(Sequence[Record]):
         return map(VALUE, self._messages)
 
 
+def _partition(where: Any) -> Partition:
+    return Partition(where.topic, where.partition)
+
+
 class Consumer:
     """A ``ConsumerClient`` on librdkafka's consumer."""
 
@@ -170,7 +178,7 @@ class Consumer:
         self._in_touch = True
         self._at: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
-        self._broken: Unreadable | None = None
+        self._broken: dict[Partition, Unreadable] = {}
         self._ids: dict[str, str | None] = {}
         self._asked: dict[str, Any] = {}
         self._ask_at = 0.0
@@ -186,15 +194,25 @@ class Consumer:
 
     def _on_assign(self, _: Any, assigned: Sequence[Any]) -> None:
         assert self._rebalance is not None
+        with self._trouble.named():
+            places_ = self._consumer.committed(list(assigned), timeout=TIMEOUT) if assigned else []
+        if without := [_partition(where) for where in places_ if where.offset < 0]:
+            if self._reset == "none":
+                raise without_offset(without)
+            for where in places_:
+                if where.offset < 0:
+                    where.offset = OFFSET_BEGINNING if self._reset == "earliest" else OFFSET_END
+        (self._consumer.incremental_assign if self._cooperative else self._consumer.assign)(places_)
+        self._at.update({_partition(where): where.offset for where in places_})
         self._joined = True
-        self._rebalance.assigned([Partition(where.topic, where.partition) for where in assigned])
+        self._rebalance.assigned([_partition(where) for where in assigned])
 
     def _on_revoke(self, consumer: Any, revoked: Sequence[Any]) -> None:
         assert self._rebalance is not None
         if not consumer.memberid():  # a rebalance had asked for them before, and found nobody that polls
             self._on_lost(consumer, revoked)
             return
-        partitions = [Partition(where.topic, where.partition) for where in revoked]
+        partitions = [_partition(where) for where in revoked]
         offsets = self._rebalance.revoked(partitions)
         if offsets:
             try:
@@ -207,7 +225,7 @@ class Consumer:
     def _on_lost(self, _: Any, lost: Sequence[Any]) -> None:
         assert self._rebalance is not None
         self._joined = False
-        partitions = [Partition(where.topic, where.partition) for where in lost]
+        partitions = [_partition(where) for where in lost]
         self._rebalance.lost(partitions)
         self._forget(partitions)
 
@@ -215,8 +233,7 @@ class Consumer:
         for partition in partitions:
             self._at.pop(partition, None)
             self._paused.discard(partition)
-            if self._broken is not None and self._broken.partition == partition:
-                self._broken = None
+            self._broken.pop(partition, None)
 
     def joined(self) -> bool:
         return self._joined and self._in_touch
@@ -225,9 +242,9 @@ class Consumer:
         return self._in_touch
 
     def _look(self, text: str) -> None:
-        """Sees in librdkafka's figures whether it knows a broker that leads the group."""
-        group = text.rfind('"cgrp"')
-        self._in_touch = group < 0 or '"state": "up"' in text[group : group + 40]
+        """Sees in librdkafka's figures whether it is connected to the broker that leads the group."""
+        found = COORDINATOR.search(text)
+        self._in_touch = found is None or found[1] == "UP"
 
     def membership(self) -> Any:
         if not self._joined or not self._consumer.memberid():
@@ -237,8 +254,7 @@ class Consumer:
     # Messages.
 
     def poll(self, timeout: float, most: int = 500) -> Mapping[Partition, Sequence[Record]]:
-        if self._broken is not None:
-            self._tell_broken()
+        self._tell_broken()
         # consume() waits until it has as many as it may give, or its time is over: it is asked only for what is there already
         first = self._consumer.poll(timeout)
         if first is None:
@@ -249,7 +265,7 @@ class Consumer:
         found = self._by_partition(messages)
         for partition, records in found.items():
             self._at[partition] = records[-1].offset + 1
-        if not found and self._broken is not None:
+        if not found:
             self._tell_broken()
         return found
 
@@ -275,19 +291,17 @@ class Consumer:
         """What is left where some stand for an error. Raises those that are the end of this client."""
         good: list[Any] = []
         anew: dict[Partition, int] = {}
-        broken: Unreadable | None = None
         for message in messages:
-            error = message.error()
+            error, offset = message.error(), message.offset()
             partition = Partition(message.topic(), message.partition())
             if error is None:
-                if broken is None or partition != broken.partition:
+                if partition not in self._broken:
                     good.append(message)
-                elif broken.following is None:
-                    broken.following = message.offset()
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-                anew[partition] = self._where_to_go_on(partition, message.offset())
-            elif error.code() in BROKEN and (message.offset() or -1) >= 0:
-                broken = broken or Unreadable(partition, message.offset(), None, KafkaException(error))
+                if self._at.get(partition) == offset:  # else it has been placed since
+                    anew[partition] = self._where_to_go_on(partition, offset)
+            elif error.code() in BROKEN and offset is not None and offset >= 0:
+                self._broken.setdefault(partition, Unreadable(partition, offset, None, KafkaException(error)))
             elif error.code() in NO_TOPIC:
                 logger.debug("%s", error)  # who consumes it says so
             elif self._instance is not None and error.code() in (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL):
@@ -295,31 +309,31 @@ class Consumer:
             else:
                 self._trouble.met(error)
         self._place(anew)
-        self._broken = broken
         return good
 
     def _tell_broken(self) -> None:
-        broken, self._broken = self._broken, None
-        assert broken is not None
-        self.seek(broken.partition, broken.offset)
-        raise broken
+        """Raises what could not be read, if anything; after the messages that stand before it were given."""
+        if self._broken:
+            partition = next(iter(self._broken))
+            broken = self._broken.pop(partition)
+            self.seek(partition, broken.offset)
+            raise broken
 
-    def _where_to_go_on(self, partition: Partition, offset: int | None) -> int:
-        """In a partition whose offset is not there, or where the group has none. Raises ``Stopped`` where it may not choose."""
+    def _where_to_go_on(self, partition: Partition, offset: int) -> int:
+        """In a partition that does not have this offset. Raises ``MessagesGone`` where it may not choose."""
         first, end = self._ends(partition)
-        known = offset is not None and offset >= 0
         if self._reset == "none":
-            raise gone(partition, offset or 0, first) if known else without_offset([partition])
+            raise gone(partition, offset, first)
         after = first if self._reset == "earliest" else end
-        if known and self._rebalance is not None:
-            self._rebalance.moved(partition, offset or 0, after)
+        if self._rebalance is not None:
+            self._rebalance.moved(partition, offset, after)
         return after
 
     def _place(self, anew: Mapping[Partition, int]) -> None:
         """Lets partitions go on from there that stand still after an error, which ``seek`` cannot."""
         if not anew:
             return
-        assigned = {Partition(where.topic, where.partition) for where in self._consumer.assignment()}
+        assigned = {_partition(where) for where in self._consumer.assignment()}
         places_ = [TopicPartition(*partition, offset) for partition, offset in anew.items() if partition in assigned]
         self._at.update(anew)
         if self._cooperative:
@@ -333,7 +347,10 @@ class Consumer:
             self._consumer.pause([TopicPartition(*partition)])
 
     def position(self, partition: Partition) -> int | None:
-        return self._at.get(partition)
+        at = self._at.get(partition)
+        return (
+            at if at is not None and at >= 0 else None
+        )  # librdkafka has names below 0 for the beginning and the end
 
     def pause(self, partition: Partition) -> None:
         self._paused.add(partition)
@@ -356,12 +373,24 @@ class Consumer:
 
     def commit(self, offsets: Offsets) -> None:
         places_ = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
-        try:
-            answers = self._consumer.commit(offsets=places_, asynchronous=False)
-            errors = [answer.error for answer in answers if answer.error is not None]
-        except KafkaException as error:
-            errors = [error.args[0]]
-        for found in errors:
+        answers: list[Any] = []
+
+        def commit() -> None:
+            try:
+                found = self._consumer.commit(offsets=places_, asynchronous=False)
+                answers.append([answer.error for answer in found if answer.error is not None])
+            except KafkaException as error:
+                answers.append([error.args[0]])
+            except RuntimeError as error:  # this client was closed meanwhile
+                logger.debug("a commit that was not waited for any more: %s", error)
+
+        # librdkafka waits for the brokers as long as it likes
+        committing = threading.Thread(target=commit, name="flowkit-committing", daemon=True)
+        committing.start()
+        committing.join(TIMEOUT)
+        if not answers:
+            raise BrokerUnavailable(f"Kafka did not take the offsets of what is finished within {TIMEOUT:g} s")
+        for found in answers[0]:
             if found.code() in REFUSED:
                 raise CommitRefused(found.str())
             if found.code() in (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL) and self._instance is not None:
@@ -428,9 +457,17 @@ class Consumer:
 
     def close(self, timeout: float) -> None:
         # librdkafka waits for the brokers as long as it likes
-        closing = threading.Thread(target=self._consumer.close, name="flowkit-closing", daemon=True)
+        closing = threading.Thread(target=self._close, name="flowkit-closing", daemon=True)
         closing.start()
         closing.join(timeout)
+
+    def _close(self) -> None:
+        try:
+            self._consumer.close()
+        except RuntimeError as error:  # it was closed before
+            logger.debug("%s", error)
+        except Exception as error:
+            logger.warning("leaving the group failed, which will miss this member later: %r", error)
 
 
 class Delivery:
@@ -469,6 +506,8 @@ class Producer:
         self._partitions: dict[str, tuple[int, float]] = {}
         self._apart: deque[Delivery] | None = deque()
         self._serving: threading.Thread | None = None
+        self._told: list[Delivery] = []
+        self._end: BaseException | None = None
         self._closed = False
 
     def send(
@@ -489,7 +528,7 @@ class Producer:
                 return
             except BufferError as error:  # it holds as many as it may
                 deadline = deadline or time.monotonic() + self._timeout
-                self._producer.poll(0.01)
+                self._served(self._producer.poll, 0.01)
                 if time.monotonic() > deadline:
                     raise DeliveryError(f"{topic}: Kafka is too slow: {error}", passing=True) from error
             except KafkaException as error:
@@ -520,12 +559,25 @@ class Producer:
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        left = self._producer.flush(timeout)
+        left = self._served(self._producer.flush, timeout)
         while self._apart and not left:
             self._start_alone(self._apart.popleft())
-            left = self._producer.flush(max(0.0, deadline - time.monotonic()))
+            left = self._served(self._producer.flush, max(0.0, deadline - time.monotonic()))
         if left:
             logger.warning("Kafka did not confirm every message within %g s", timeout)
+
+    def _served(self, call: Callable[[float], int], timeout: float) -> int:
+        """What a call gives that calls back for deliveries. After an error that is the end of this client, none more are told:
+        confluent-kafka 2 raises it, or a ``SystemError`` because it has called back with it.
+        """
+        if self._end is not None:
+            return 0
+        try:
+            return call(timeout)
+        except (KafkaException, SystemError) as error:
+            self._end = error.__cause__ if isinstance(error, SystemError) and error.__cause__ is not None else error
+            logger.warning("this producer is of no more use: %s", self._end)
+            return 0
 
     def _start_alone(self, delivery: Delivery) -> None:
         """Again, but by itself: a broker that finds a batch too large refuses all of its messages."""
@@ -537,12 +589,13 @@ class Producer:
 
     def ended(self, delivery: Delivery) -> bool:
         if not delivery.is_done:
-            self._producer.poll(0)
-        return delivery.is_done
+            self._served(self._producer.poll, 0)
+        return delivery.is_done or self._end is not None
 
     def outcome(self, delivery: Delivery) -> DeliveryError | None:
         if not delivery.is_done:
-            return DeliveryError("Kafka did not confirm the message in time", passing=True)
+            why = f": {self._end}" if self._end is not None else " in time"
+            return DeliveryError(f"Kafka did not confirm the message{why}", passing=True)
         if delivery.error is None:
             return None
         if isinstance(delivery.error, DeliveryError):
@@ -553,6 +606,7 @@ class Producer:
         with Delivery.lock:
             if not delivery.is_done:
                 delivery.tell = tell
+                self._told.append(delivery)
                 if self._serving is None:  # librdkafka tells nothing by itself
                     self._serving = threading.Thread(target=self._serve, name="flowkit-deliveries", daemon=True)
                     self._serving.start()
@@ -560,19 +614,24 @@ class Producer:
         tell()
 
     def _serve(self) -> None:
-        while not self._closed:
-            self._producer.poll(0.1)
+        while not self._closed and self._end is None:
+            self._served(self._producer.poll, 0.1)
             if self._apart:
                 self.flush(self._timeout)
+            with Delivery.lock:
+                self._told = [delivery for delivery in self._told if not delivery.is_done]
+        for delivery in self._told:
+            if not delivery.is_done and delivery.tell is not None:
+                delivery.tell()
 
     def partition_for(self, topic: str, key: bytes) -> int:
         return int((murmur2(key) & 0x7FFFFFFF) % self._count(topic))  # as Kafka's own partitioners place keys
 
     def close(self, timeout: float) -> None:
-        self._closed = True
-        if self._producer.flush(timeout):
+        if self._served(self._producer.flush, timeout):
             self._producer.purge()
-            self._producer.flush(0)
+            self._served(self._producer.flush, 0)
+        self._closed = True
 
 
 class TransactionalProducer(Producer):
@@ -592,6 +651,7 @@ class TransactionalProducer(Producer):
                 # beyond its own time a transaction is void, whatever comes of its messages
                 "request.timeout.ms": min(options["request.timeout.ms"], in_ms(longest * LONGEST_REQUEST)),
                 "delivery.timeout.ms": min(options["delivery.timeout.ms"], in_ms(longest)),
+                "socket.timeout.ms": min(options["socket.timeout.ms"], in_ms(longest)),
             },
         )
         self._apart = None  # the transaction is void then, and tried again without the message
@@ -629,9 +689,16 @@ class TransactionalProducer(Producer):
 
     def commit(self, offsets: Offsets, membership: Any) -> None:
         deadline = time.monotonic() + self.longest
+        self._send_offsets(offsets, membership, deadline)
+        try:
+            self._producer.commit_transaction(max(0.001, deadline - time.monotonic()))
+        except KafkaException as error:  # whatever it was: the request was on its way
+            raise InDoubt(error.args[0].str()) from error
+
+    def _send_offsets(self, offsets: Offsets, membership: Any, deadline: float) -> None:
         places_ = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
         try:
-            self._producer.send_offsets_to_transaction(places_, membership, self.longest)
+            self._producer.send_offsets_to_transaction(places_, membership, max(0.001, deadline - time.monotonic()))
         except KafkaException as error:
             problem = error.args[0]
             if problem.code() in REFUSED:
@@ -643,7 +710,3 @@ class TransactionalProducer(Producer):
             raise DeliveryError(
                 f"Kafka did not take the offsets of the transaction: {problem.str()}", passing=True
             ) from error
-        try:
-            self._producer.commit_transaction(max(0.001, deadline - time.monotonic()))
-        except KafkaException as error:  # whatever it was: the request was on its way
-            raise InDoubt(error.args[0].str()) from error

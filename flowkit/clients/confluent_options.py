@@ -56,7 +56,6 @@ CONSUMER = {
     "isolation.level": "read_uncommitted",  # as other clients; librdkafka's own differs
     "fetch.wait.max.ms": 50,
     "max.partition.fetch.bytes": 8 * 1024 * 1024,
-    "fetch.message.max.bytes": 8 * 1024 * 1024,
     # Where enough is at hand, librdkafka asks again only after this: with its own 1,000 ms it idles at a ninth of the rate.
     "fetch.queue.backoff.ms": 10,
     "statistics.interval.ms": 1_000,
@@ -99,11 +98,18 @@ def consumer_options(settings: Settings, group: str) -> dict[str, Any]:
     options.update({"group.id": group, "max.poll.interval.ms": in_ms(kafka.max_poll_interval)})
     if kafka.group_instance_id is not None:
         options["group.instance.id"] = kafka.group_instance_id
+    if "fetch.max.bytes" in options:  # librdkafka refuses one that is less than what a producer may send
+        options.setdefault("message.max.bytes", min(1_000_000, int(options["fetch.max.bytes"])))
     if options.get("group.protocol") == "consumer":  # KIP-848: the brokers decide about the rest
         return options
     if "sticky" in kafka.partition_assignment_strategy:
         raise ConfigurationError(
             "kafka.partition_assignment_strategy: confluent-kafka has no sticky; take cooperative-sticky, range or roundrobin"
+        )
+    if "cooperative-sticky" in kafka.partition_assignment_strategy and len(kafka.partition_assignment_strategy) > 1:
+        raise ConfigurationError(
+            "kafka.partition_assignment_strategy: confluent-kafka takes cooperative-sticky alone only; a group changes to it"
+            " with all its processes stopped, or with client='kafka-python', process after process"
         )
     if kafka.partition_assignment_strategy:
         options["partition.assignment.strategy"] = ",".join(kafka.partition_assignment_strategy)

@@ -1,0 +1,384 @@
+"""What the clients on confluent-kafka do by themselves. What flowkit promises is in other tests, which ``make test-confluent``
+runs on them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from commands import read_topic
+from confluent_kafka import Message
+from hypothesis import given
+from hypothesis import strategies as st
+from kafka import KafkaAdminClient, KafkaProducer
+from servers import Kafka, MakeTopic, WaitFor, why_not_apache_kafka
+
+from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settings
+from flowkit.clients import kafka_python
+from flowkit.clients.confluent import Consumer, Producer, Records, TransactionalProducer
+from flowkit.clients.confluent_options import PRODUCER, confluent_options, consumer_options
+from flowkit.errors import MessagesGone, Stopped
+from flowkit.message import Partition
+from flowkit.producer import Producer as AppProducer
+
+
+def load(hosts: str = "127.0.0.1:1", **kafka: Any) -> Settings:
+    return Settings.load({"name": "shop", "client": "confluent", "kafka": {"hosts": hosts, **kafka}}, {})
+
+
+# Options.
+
+LOGIN = {
+    "security_protocol": "SASL_PLAINTEXT",
+    "sasl_mechanism": "PLAIN",
+    "sasl_plain_username": "ann",
+    "sasl_plain_password": "x",
+}
+
+
+@pytest.mark.parametrize(
+    ("given_", "name", "value"),
+    [
+        ({"hosts": "a:1,b:2"}, "bootstrap.servers", "a:1,b:2"),
+        ({"fetch_max_wait_ms": 7}, "fetch.wait.max.ms", 7),
+        ({"fetch_wait_max_ms": 7}, "fetch.wait.max.ms", 7),
+        ({"queued_min_messages": 7}, "queued.min.messages", 7),
+        (LOGIN, "sasl.username", "ann"),
+        (LOGIN, "security.protocol", "SASL_PLAINTEXT"),
+        ({"session_timeout": 9}, "session.timeout.ms", 9_000),
+        ({"session_timeout": 9, "max_poll_interval": 5}, "max.poll.interval.ms", 9_000),
+        ({"group_instance_id": "one"}, "group.instance.id", "one"),
+        ({"partition_assignment_strategy": "range,roundrobin"}, "partition.assignment.strategy", "range,roundrobin"),
+        ({"fetch_max_bytes": 2_000}, "message.max.bytes", 2_000),
+        ({}, "client.id", "shop"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_and_options_by_librdkafkas_names(given_: dict[str, Any], name: str, value: Any) -> None:
+    assert consumer_options(load(**given_), "g")[name] == value
+
+
+def test_with_the_newer_protocol_for_groups_the_brokers_decide() -> None:
+    options = consumer_options(load(group_protocol="consumer"), "g")
+
+    assert options["group.protocol"] == "consumer"
+    assert not {"session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy"} & options.keys()
+
+
+def test_a_certificate_for_another_name_may_be_allowed() -> None:
+    options = confluent_options(load(ssl_check_hostname=False), PRODUCER)
+
+    assert options["ssl.endpoint.identification.algorithm"] == "none"
+    assert "ssl.check.hostname" not in options
+
+
+@pytest.mark.parametrize(
+    ("kafka", "said"),
+    [
+        ({"partition_assignment_strategy": "sticky"}, "confluent-kafka has no sticky; take cooperative-sticky"),
+        ({"partition_assignment_strategy": "cooperative-sticky,range"}, "takes cooperative-sticky alone only"),
+        ({"enable_auto_commit": True}, "kafka.enable_auto_commit: cannot be passed through"),
+        ({"acks": 1}, "kafka.acks: must stay 'all'"),
+        ({"auto_offset_reset": "smallest"}, "expected one of earliest, latest, none, got 'smallest'"),
+        ({"fetch_maximum": 1}, 'No such configuration property: "fetch.maximum"'),
+        ({"security_protocol": "SSL", "sasl_mechanism": "PLAIN"}, "logging in needs both"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_with_what_to_do(kafka: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Consumer(load(**kafka), "g")
+
+    assert said in str(caught.value)
+
+
+def test_without_its_package_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['confluent_kafka'] = None\n"
+        "from flowkit import Flowkit\n"
+        "app = Flowkit('shop', client='confluent', kafka={'hosts': '127.0.0.1:1'})\n"
+        "app.producer.send('orders', 1)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+
+    said = "client: confluent needs the package confluent-kafka: pip install 'flowkit-kafka[confluent]'"
+    assert f"ConfigurationError: {said}" in done.stderr
+
+
+def test_where_no_broker_answers_it_says_so() -> None:
+    with pytest.raises(BrokerUnavailable, match=r"no Kafka broker answers at 127\.0\.0\.1:1; is it running"):
+        Producer(load())
+
+
+# Messages.
+
+
+def message(topic: str, partition: int, offset: int) -> Any:
+    return Message(topic=topic, partition=partition, offset=offset, value=b"%d" % offset, key=None, timestamp=(1, 5))
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2))))
+def test_messages_are_parted_by_partition_in_their_order(wheres: list[tuple[str, int]]) -> None:
+    consumer = Consumer.__new__(Consumer)
+    consumer._topics = 2
+    messages = [message(topic, partition, offset) for offset, (topic, partition) in enumerate(wheres)]
+    expected: dict[Partition, list[int]] = {}
+    for offset, where in enumerate(wheres):
+        expected.setdefault(Partition(*where), []).append(offset)
+
+    found = consumer._by_partition(messages)
+
+    assert {partition: [record.offset for record in records] for partition, records in found.items()} == expected
+    assert all((record.topic, record.partition) == where for where, records in found.items() for record in records)
+
+
+def test_records_are_a_sequence() -> None:
+    records = Records([message("orders", 2, offset) for offset in range(5)])
+
+    assert len(records) == 5
+    assert (records[1].offset, records[-1].offset, records[1].value, records[1].key) == (1, 4, b"1", None)
+    assert (records[0].topic, records[0].partition, records[0].timestamp, records[0].headers) == ("orders", 2, 5, ())
+    assert [record.offset for record in records[1:3]] == [1, 2]
+    assert list(records.values()) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+# On Apache Kafka.
+
+
+@pytest.fixture
+def apache(kafka: Kafka) -> Kafka:
+    if not kafka.apache:
+        pytest.skip(f"needs Apache Kafka: {why_not_apache_kafka()}")
+    return kafka
+
+
+class Owner:
+    """Who a consumer client tells of its partitions."""
+
+    def __init__(self) -> None:
+        self.moves: list[tuple[Partition, int, int]] = []
+        self.mine: set[Partition] = set()
+
+    def assigned(self, partitions: Any) -> None:
+        self.mine.update(partitions)
+
+    def revoked(self, partitions: Any) -> dict[Partition, int]:
+        self.mine.difference_update(partitions)
+        return {}
+
+    def confirmed(self, offsets: Any) -> None: ...
+    def lost(self, partitions: Any) -> None: ...
+    def moved(self, partition: Partition, before: int, after: int) -> None:
+        self.moves.append((partition, before, after))
+
+
+@pytest.fixture
+def consume(kafka: Kafka) -> Iterator[Callable[..., tuple[Consumer, Owner]]]:
+    made = []
+
+    def make(topic: str, **options: Any) -> tuple[Consumer, Owner]:
+        client, owner = Consumer(load(kafka.hosts, **options), f"{topic}-group"), Owner()
+        made.append(client)
+        client.subscribe([topic], owner)
+        return client, owner
+
+    yield make
+    for client in made:
+        client.close(5.0)
+
+
+@pytest.fixture
+def producer(apache: Kafka) -> Iterator[Producer]:
+    made = Producer(load(apache.hosts))
+    yield made
+    made.close(5.0)
+
+
+def put(hosts: str, topic: str, *values: bytes, partition: int = 0) -> None:
+    sender = KafkaProducer(bootstrap_servers=hosts)
+    for value in values:
+        sender.send(topic, value, partition=partition)
+    sender.flush()
+    sender.close()
+
+
+def polled(client: Consumer, count: int, seconds: float = 30) -> list[tuple[int, bytes | None]]:
+    """Offsets and values of so many messages; of none, where ``count`` is 0 and so many seconds are over."""
+    found: list[tuple[int, bytes | None]] = []
+    until = time.monotonic() + seconds
+    while (len(found) < count or not count) and time.monotonic() < until:
+        for records in client.poll(0.1).values():
+            found += [(record.offset, record.value) for record in records]
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
+def test_it_reads_pauses_seeks_and_commits(
+    kafka: Kafka, topic: MakeTopic, consume: Callable[..., tuple[Consumer, Owner]], strategy: str
+) -> None:
+    name = topic("orders", 2)
+    where, other = Partition(name, 0), Partition(name, 1)
+    put(kafka.hosts, name, b"a", b"b", b"c")
+    client, owner = consume(name, partition_assignment_strategy=strategy)
+
+    assert polled(client, 3) == [(0, b"a"), (1, b"b"), (2, b"c")]
+    assert owner.mine == {where, other}
+    assert (client.position(where), client.position(other)) == (3, None)
+    client.pause(where)
+    client.seek(where, 1)
+    assert polled(client, 0, seconds=1) == []
+    client.resume(where)
+    assert polled(client, 2) == [(1, b"b"), (2, b"c")]
+    assert client.committed(where) is None
+    client.commit({where: 2})
+    assert client.committed(where) == 2
+    assert (client.first_offset(where), client.end_offset(where)) == (0, 3)
+    assert client.joined()
+    assert client.in_touch()
+    assert client.missing_topics([name, "nowhere"]) == ["nowhere"]
+
+
+@pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
+def test_a_position_that_is_not_there_is_left_and_said(
+    kafka: Kafka, topic: MakeTopic, consume: Callable[..., tuple[Consumer, Owner]], strategy: str
+) -> None:
+    name = topic("orders", 2)
+    where = Partition(name, 0)
+    put(kafka.hosts, name, b"a", b"b")
+    put(kafka.hosts, name, b"x", b"y", partition=1)
+    client, owner = consume(name, partition_assignment_strategy=strategy)
+    assert len(polled(client, 4)) == 4
+
+    client.seek(where, 1_000)
+
+    assert polled(client, 2) == [(0, b"a"), (1, b"b")]  # and nothing of the other partition comes again
+    assert owner.moves == [(where, 1_000, 0)]
+
+
+def test_it_says_where_it_may_not_choose(
+    kafka: Kafka, topic: MakeTopic, consume: Callable[..., tuple[Consumer, Owner]]
+) -> None:
+    name = topic("orders")
+    put(kafka.hosts, name, b"a")
+    client, _ = consume(name, auto_offset_reset="none")
+    with pytest.raises(Stopped, match=r"it has no committed offset for orders.*; as auto_offset_reset is 'none'"):
+        polled(client, 1)
+    client.commit({Partition(name, 0): 77})
+    client.close(5.0)
+    again, _ = consume(name, auto_offset_reset="none")
+    with pytest.raises(MessagesGone, match="@77 is not there: the first message there is has offset 0"):
+        polled(again, 1)
+
+
+def test_the_id_of_a_topic_is_the_one_that_the_other_client_gives(
+    apache: Kafka, topic: MakeTopic, consume: Callable[..., tuple[Consumer, Owner]]
+) -> None:
+    name = topic("orders")
+    client, _ = consume(name)
+    other = kafka_python.Consumer(load(apache.hosts), f"{name}-other")
+    try:
+        other.missing_topics([name])
+        assert client.topic_id(name) == other.topic_id(name) is not None
+        assert client.topic_id("nowhere") is None
+    finally:
+        other.close(5.0)
+
+
+def test_keys_go_to_the_partition_that_the_other_client_gives(
+    apache: Kafka, topic: MakeTopic, producer: Producer
+) -> None:
+    name = topic("orders", 7)
+    other = kafka_python.Producer(load(apache.hosts))
+    keys = [b"key-%d" % number for number in range(50)]
+    try:
+        for key in keys:
+            producer.send(name, b"", key, (), None)
+        producer.flush(10)
+        assert [producer.partition_for(name, key) for key in keys] == [other.partition_for(name, key) for key in keys]
+        assert all(
+            record.partition == other.partition_for(name, record.key) for record in read_topic(apache.hosts, name, 50)
+        )
+    finally:
+        other.close(5.0)
+
+
+def test_a_message_goes_as_it_is(apache: Kafka, topic: MakeTopic, producer: Producer) -> None:
+    name = topic("orders")
+    delivery = producer.send(name, None, None, [("trace", b"1"), ("trace", None)], 0)
+    producer.flush(10)
+
+    assert producer.outcome(delivery) is None
+    [record] = read_topic(apache.hosts, name, 1)
+    assert (record.key, record.value, list(record.headers)) == (None, None, [("trace", b"1"), ("trace", None)])
+
+
+def test_a_topic_that_is_not_there_is_not_made(apache: Kafka, producer: Producer) -> None:
+    with pytest.raises(DeliveryError, match="the topic 'nowhere-else' does not exist") as caught:
+        producer.send("nowhere-else", b"1", None, (), None)
+
+    assert caught.value.passing
+    admin = KafkaAdminClient(bootstrap_servers=apache.hosts)
+    try:
+        assert "nowhere-else" not in admin.list_topics()
+    finally:
+        admin.close()
+
+
+def test_of_a_batch_that_is_too_large_only_the_message_that_is(
+    apache: Kafka, producer: Producer, topic: MakeTopic
+) -> None:
+    """A broker refuses a batch as a whole."""
+    name = f"{topic('small')}-small"
+    admin = KafkaAdminClient(bootstrap_servers=apache.hosts)
+    try:
+        configs = {"max.message.bytes": "300"}
+        admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
+        deliveries = [producer.send(name, bytes(size), None, (), 0) for size in (10, 20, 1_000, 30)]
+        producer.flush(20)
+        outcomes = [producer.outcome(delivery) for delivery in deliveries]
+        assert [error is None for error in outcomes] == [True, True, False, True]
+        assert outcomes[2] is not None
+        assert not outcomes[2].passing
+        assert Counter(len(record.value) for record in read_topic(apache.hosts, name, 3)) == {10: 1, 20: 1, 30: 1}
+    finally:
+        admin.delete_topics([name])
+        admin.close()
+
+
+def test_what_was_submitted_is_told_of_without_a_flush(apache: Kafka, topic: MakeTopic) -> None:
+    sender = AppProducer(lambda: load(apache.hosts), Producer)
+    try:
+        assert sender.submit(topic("orders"), {"id": 1}).result(timeout=20) is None
+    finally:
+        sender.close()
+
+
+def test_a_producer_whose_place_was_taken_says_so_of_what_it_sends(
+    apache: Kafka, topic: MakeTopic, wait_for: WaitFor
+) -> None:
+    """confluent-kafka raises a SystemError in its own callback then."""
+    name = topic("out")
+    first = TransactionalProducer(load(apache.hosts), f"{name}-id")
+    first.begin()
+    first.send(name, b"1", None, (), 0)
+    first.flush(5)
+    second = TransactionalProducer(load(apache.hosts), f"{name}-id")
+    try:
+        told: list[bool] = []
+        late = first.send(name, b"2", None, (), 0)
+        first.notify(late, lambda: told.append(True))
+        wait_for(lambda: told)
+        first.flush(5)
+        problem = first.outcome(late)
+        assert problem is not None
+        assert problem.passing
+        assert first.ended(late)
+    finally:
+        first.close(0)
+        second.close(0)
