@@ -473,26 +473,23 @@ class Consumer:
 class Delivery:
     """What becomes of one message. ``error`` is None while it is under way, and where Kafka has confirmed."""
 
-    __slots__ = ("apart", "error", "is_done", "message", "tell")
-
-    lock = threading.Lock()
+    __slots__ = ("apart", "error", "is_done", "message")
 
     def __init__(self, message: tuple[Any, ...], apart: deque[Delivery] | None) -> None:
         self.message = message
         self.apart = apart
         self.is_done = False
         self.error: Any = None
-        self.tell: Callable[[], None] | None = None
 
     def end(self, error: Any, _: Any) -> None:
+        """Called back by confluent-kafka 2; with an exception set, if its client is of no more use. A lock that is taken here
+        then would never be free again.
+        """
         if error is not None and self.apart is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             self.apart.append(self)
             return
-        with self.lock:
-            self.error, self.is_done = error, True
-            tell = self.tell
-        if tell is not None:
-            tell()
+        self.error = error
+        self.is_done = True
 
 
 class Producer:
@@ -506,7 +503,8 @@ class Producer:
         self._partitions: dict[str, tuple[int, float]] = {}
         self._apart: deque[Delivery] | None = deque()
         self._serving: threading.Thread | None = None
-        self._told: list[Delivery] = []
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[Delivery, Callable[[], None]]] = []
         self._end: BaseException | None = None
         self._closed = False
 
@@ -603,26 +601,34 @@ class Producer:
         return self._problem("Kafka did not take the message", delivery.error)
 
     def notify(self, delivery: Delivery, tell: Callable[[], None]) -> None:
-        with Delivery.lock:
-            if not delivery.is_done:
-                delivery.tell = tell
-                self._told.append(delivery)
+        with self._lock:
+            if not delivery.is_done and not self._is_over:
+                self._waiting.append((delivery, tell))
                 if self._serving is None:  # librdkafka tells nothing by itself
                     self._serving = threading.Thread(target=self._serve, name="flowkit-deliveries", daemon=True)
                     self._serving.start()
                 return
         tell()
 
+    @property
+    def _is_over(self) -> bool:
+        return self._closed or self._end is not None
+
     def _serve(self) -> None:
-        while not self._closed and self._end is None:
-            self._served(self._producer.poll, 0.1)
+        """Tells of deliveries that have ended, and at the end of those that have not."""
+        over = False
+        while not over:
+            self._served(self._producer.poll, 0.01 if self._waiting else 0.1)
             if self._apart:
                 self.flush(self._timeout)
-            with Delivery.lock:
-                self._told = [delivery for delivery in self._told if not delivery.is_done]
-        for delivery in self._told:
-            if not delivery.is_done and delivery.tell is not None:
-                delivery.tell()
+            with self._lock:
+                over = self._is_over
+                waiting, self._waiting = self._waiting, []
+                ended: list[tuple[Delivery, Callable[[], None]]] = []
+                for one, tell in waiting:
+                    (ended if one.is_done or over else self._waiting).append((one, tell))
+            for _, tell in ended:
+                tell()
 
     def partition_for(self, topic: str, key: bytes) -> int:
         return int((murmur2(key) & 0x7FFFFFFF) % self._count(topic))  # as Kafka's own partitioners place keys
