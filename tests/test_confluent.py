@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 from commands import read_topic
-from confluent_kafka import Message
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka import KafkaAdminClient, KafkaProducer
 from servers import Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 
 from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settings
-from flowkit.clients import kafka_python
+from flowkit.clients import Unreadable, kafka_python
 from flowkit.clients.confluent import Consumer, Producer, Records, TransactionalProducer
 from flowkit.clients.confluent_options import PRODUCER, confluent_options, consumer_options
+from flowkit.clients.confluent_trouble import Trouble
 from flowkit.errors import MessagesGone, Stopped
 from flowkit.message import Partition
 from flowkit.producer import Producer as AppProducer
@@ -148,14 +149,7 @@ def test_records_are_a_sequence() -> None:
     assert list(records.values()) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-# On Apache Kafka.
-
-
-@pytest.fixture
-def apache(kafka: Kafka) -> Kafka:
-    if not kafka.apache:
-        pytest.skip(f"needs Apache Kafka: {why_not_apache_kafka()}")
-    return kafka
+# What librdkafka does only now and then.
 
 
 class Owner:
@@ -176,6 +170,128 @@ class Owner:
     def lost(self, partitions: Any) -> None: ...
     def moved(self, partition: Partition, before: int, after: int) -> None:
         self.moves.append((partition, before, after))
+
+
+class Librdkafka:
+    """In the place of its consumer: gives what it is told to."""
+
+    def __init__(self, *given_: Any, ends: tuple[int, int] = (0, 100)) -> None:
+        self.given = list(given_)
+        self.ends = ends
+        self.assigned: list[list[tuple[int, int]]] = []
+        self.committed_: list[list[Any]] = []
+
+    def poll(self, timeout: float) -> Any:
+        return self.given.pop(0) if self.given else None
+
+    def consume(self, most: int, timeout: float) -> list[Any]:
+        found, self.given = self.given, []
+        return [one for one in found if not callable(one) or one()]
+
+    def assignment(self) -> list[Any]:
+        return [TopicPartition("orders", number) for number in range(2)]
+
+    def assign(self, places: list[Any]) -> None:
+        self.assigned.append(sorted((where.partition, where.offset) for where in places))
+
+    def get_watermark_offsets(self, where: Any, timeout: float) -> tuple[int, int]:
+        return self.ends
+
+    def committed(self, wanted: list[Any], timeout: float) -> list[Any]:
+        return self.committed_.pop(0)
+
+
+def on(consumer: Librdkafka) -> tuple[Consumer, Owner]:
+    client, owner = Consumer.__new__(Consumer), Owner()
+    client._consumer, client._rebalance, client._trouble = consumer, owner, Trouble(load())
+    client._topics, client._cooperative, client._reset, client._instance = 1, False, "earliest", None
+    client._at, client._paused, client._broken = {Partition("orders", 0): 5, Partition("orders", 1): 7}, set(), {}
+    return client, owner
+
+
+def not_there(partition: int, offset: int) -> Any:
+    error = KafkaError(KafkaError._AUTO_OFFSET_RESET)
+    return Message(topic="orders", partition=partition, offset=offset, error=error)
+
+
+def offsets(found: Any) -> dict[int, list[int]]:
+    return {partition.partition: [record.offset for record in records] for partition, records in found.items()}
+
+
+def test_what_is_not_there_behind_messages_of_the_same_poll_is_noticed() -> None:
+    client, owner = on(Librdkafka(message("orders", 0, 5), not_there(0, 6), message("orders", 1, 7), ends=(50, 100)))
+
+    assert offsets(client.poll(0)) == {0: [5], 1: [7]}
+    assert owner.moves == [(Partition("orders", 0), 6, 50)]
+    assert client._consumer.assigned == [[(0, 50), (1, 8)]]  # and the other one goes on behind what was given
+
+
+def test_where_an_old_offset_is_not_there_the_partition_goes_on_from_its_own() -> None:
+    client, owner = on(Librdkafka(not_there(0, 3)))
+
+    assert client.poll(0) == {}
+    assert owner.moves == []
+    assert client._consumer.assigned == [[(0, 5), (1, 7)]]
+
+
+def test_what_leaves_while_a_poll_gives_it_is_not_given() -> None:
+    client, _ = on(Librdkafka())
+    client._consumer.given = [
+        message("orders", 0, 5),
+        lambda: client._forget([Partition("orders", 0)]),
+        message("orders", 1, 7),
+    ]
+
+    assert offsets(client.poll(0)) == {1: [7]}
+    assert client.position(Partition("orders", 0)) is None
+
+
+def test_behind_what_cannot_be_read_nothing_is_given() -> None:
+    error = KafkaError(KafkaError._BAD_MSG)
+    broken = Message(topic="orders", partition=0, offset=0, error=error)
+    client, _ = on(Librdkafka(broken, message("orders", 0, 6), message("orders", 1, 7)))
+    sought: list[tuple[int, int]] = []
+    client._consumer.seek = lambda where: sought.append((where.partition, where.offset))
+
+    assert offsets(client.poll(0)) == {1: [7]}
+    with pytest.raises(Unreadable) as caught:
+        client.poll(0)
+    assert (caught.value.partition, caught.value.offset) == (Partition("orders", 0), 0)
+    assert sought == [(0, 0)]
+
+
+def test_an_offset_that_is_not_known_yet_is_waited_for() -> None:
+    """As that of a transaction which a killed process has left open."""
+
+    class Unknown:
+        topic, partition, offset, error = "orders", 0, -1001, KafkaError(KafkaError.UNSTABLE_OFFSET_COMMIT)
+
+    client, _ = on(Librdkafka())
+    client._consumer.committed_ = [[Unknown], [TopicPartition("orders", 0, 12)]]
+
+    assert client.committed(Partition("orders", 0)) == 12
+
+
+def test_a_login_that_failed_once_does_not_explain_what_fails_later() -> None:
+    trouble = Trouble(load())
+    trouble._note(KafkaError(KafkaError._AUTHENTICATION))
+
+    with pytest.raises(BrokerUnavailable), trouble.named():
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+    with pytest.raises(ConfigurationError, match="the login of None failed"):
+        trouble.met(KafkaError(KafkaError._AUTHENTICATION))
+    with pytest.raises(KafkaException):
+        trouble.met(KafkaError(KafkaError._FATAL))
+
+
+# On Apache Kafka.
+
+
+@pytest.fixture
+def apache(kafka: Kafka) -> Kafka:
+    if not kafka.apache:
+        pytest.skip(f"needs Apache Kafka: {why_not_apache_kafka()}")
+    return kafka
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any, overload
 
 from kafka.partitioner import murmur2
 
-from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError, FlowkitError
+from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError
 from ..message import HeaderPairs, Partition, Record
 from ..settings import Settings
 from . import (
@@ -51,7 +51,6 @@ LOOK_EVERY = 5.0
 """Seconds between questions for what tells a topic from a later one of the same name."""
 
 KafkaError, KafkaException = confluent_kafka.KafkaError, confluent_kafka.KafkaException
-OFFSET_BEGINNING, OFFSET_END = confluent_kafka.OFFSET_BEGINNING, confluent_kafka.OFFSET_END
 OFFSET_STORED, TopicPartition = confluent_kafka.OFFSET_STORED, confluent_kafka.TopicPartition
 ERROR, TOPIC, NUMBER = confluent_kafka.Message.error, confluent_kafka.Message.topic, confluent_kafka.Message.partition
 VALUE = confluent_kafka.Message.value
@@ -82,6 +81,13 @@ NO_FAULT_OF_THE_MESSAGE = {
     KafkaError.INVALID_PRODUCER_ID_MAPPING,
     KafkaError.INVALID_TXN_STATE,
     KafkaError.PRODUCER_FENCED,
+    KafkaError.NOT_ENOUGH_REPLICAS,
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.NETWORK_EXCEPTION,
     *NO_TOPIC,
 }
 
@@ -175,6 +181,7 @@ class Consumer:
         self._rebalance: Rebalance | None = None
         self._topics = 0
         self._joined = False
+        self._given_up = False
         self._in_touch = True
         self._at: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
@@ -194,21 +201,26 @@ class Consumer:
 
     def _on_assign(self, _: Any, assigned: Sequence[Any]) -> None:
         assert self._rebalance is not None
-        with self._trouble.named():
-            places_ = self._consumer.committed(list(assigned), timeout=TIMEOUT) if assigned else []
-        if without := [_partition(where) for where in places_ if where.offset < 0]:
-            if self._reset == "none":
-                raise without_offset(without)
-            for where in places_:
-                if where.offset < 0:
-                    where.offset = OFFSET_BEGINNING if self._reset == "earliest" else OFFSET_END
-        (self._consumer.incremental_assign if self._cooperative else self._consumer.assign)(places_)
-        self._at.update({_partition(where): where.offset for where in places_})
+        if self._given_up:
+            return
+        partitions = [_partition(where) for where in assigned]
+        committed = self._offsets(partitions)
+        if (without := [partition for partition, at in committed.items() if at is None]) and self._reset == "none":
+            raise without_offset(without)
+        starts = {
+            p: self._ends(p)[0 if self._reset == "earliest" else 1] if at is None else at
+            for p, at in committed.items()
+        }
+        found = [TopicPartition(*partition, at) for partition, at in starts.items()]
+        (self._consumer.incremental_assign if self._cooperative else self._consumer.assign)(found)
+        self._at.update(starts)
         self._joined = True
-        self._rebalance.assigned([_partition(where) for where in assigned])
+        self._rebalance.assigned(partitions)
 
     def _on_revoke(self, consumer: Any, revoked: Sequence[Any]) -> None:
         assert self._rebalance is not None
+        if self._given_up:
+            return
         if not consumer.memberid():  # a rebalance had asked for them before, and found nobody that polls
             self._on_lost(consumer, revoked)
             return
@@ -218,12 +230,14 @@ class Consumer:
             try:
                 self.commit(offsets)
                 self._rebalance.confirmed(offsets)
-            except (FlowkitError, CommitRefused) as error:
+            except CommitRefused as error:
                 logger.warning("the offsets of revoked partitions were not committed; messages come again: %s", error)
         self._forget(partitions)
 
     def _on_lost(self, _: Any, lost: Sequence[Any]) -> None:
         assert self._rebalance is not None
+        if self._given_up:
+            return
         self._joined = False
         partitions = [_partition(where) for where in lost]
         self._rebalance.lost(partitions)
@@ -247,9 +261,12 @@ class Consumer:
         self._in_touch = found is None or found[1] == "UP"
 
     def membership(self) -> Any:
-        if not self._joined or not self._consumer.memberid():
+        found = self._consumer.consumer_group_metadata()
+        if (
+            not self._joined or not self._consumer.memberid()
+        ):  # asked afterwards: brokers take offsets from "no member" unchecked
             raise CommitRefused("this consumer is no longer a member of the group")
-        return self._consumer.consumer_group_metadata()
+        return found
 
     # Messages.
 
@@ -260,11 +277,16 @@ class Consumer:
         if first is None:
             return {}
         messages = [first, *self._consumer.consume(most - 1, 0)] if most > 1 else [first]
+        errors: list[Any] = []
         if any(map(ERROR, messages)):
-            messages = self._without_errors(messages)
+            messages, errors = self._parted(messages)
         found = self._by_partition(messages)
+        if found.keys() - self._at.keys():  # they left while the rest was given
+            found = {partition: records for partition, records in found.items() if partition in self._at}
         for partition, records in found.items():
             self._at[partition] = records[-1].offset + 1
+        if errors:
+            self._look_at(errors)
         if not found:
             self._tell_broken()
         return found
@@ -287,29 +309,45 @@ class Consumer:
             begin = end
         return {partition: Records(run) for partition, run in found.items()}
 
-    def _without_errors(self, messages: list[Any]) -> list[Any]:
-        """What is left where some stand for an error. Raises those that are the end of this client."""
+    def _parted(self, messages: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The messages, and those that stand for an error. What comes behind a record that cannot be read comes again."""
         good: list[Any] = []
-        anew: dict[Partition, int] = {}
+        errors: list[Any] = []
         for message in messages:
             error, offset = message.error(), message.offset()
             partition = Partition(message.topic(), message.partition())
             if error is None:
                 if partition not in self._broken:
                     good.append(message)
-            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-                if self._at.get(partition) == offset:  # else it has been placed since
-                    anew[partition] = self._where_to_go_on(partition, offset)
             elif error.code() in BROKEN and offset is not None and offset >= 0:
                 self._broken.setdefault(partition, Unreadable(partition, offset, None, KafkaException(error)))
+            else:
+                errors.append(message)
+        return good, errors
+
+    def _look_at(self, errors: list[Any]) -> None:
+        """Raises those that are the end of this client."""
+        anew: dict[Partition, int] = {}
+        for message in errors:
+            error, offset = message.error(), message.offset()
+            if error.code() == KafkaError._AUTO_OFFSET_RESET:
+                partition = Partition(message.topic(), message.partition())
+                at = self._at.get(partition)
+                if (
+                    at is not None
+                ):  # of another offset it may be an old one: if ours is not there either, that is said next
+                    anew[partition] = self._where_to_go_on(partition, at) if at == offset else at
             elif error.code() in NO_TOPIC:
                 logger.debug("%s", error)  # who consumes it says so
-            elif self._instance is not None and error.code() in (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL):
+            elif self._is_displaced(error):
                 raise displaced(self._instance)
             else:
                 self._trouble.met(error)
         self._place(anew)
-        return good
+
+    def _is_displaced(self, error: Any) -> bool:
+        fatal = error.code() == KafkaError._FATAL and "group.instance.id" in error.str()
+        return fatal or error.code() == KafkaError.FENCED_INSTANCE_ID
 
     def _tell_broken(self) -> None:
         """Raises what could not be read, if anything; after the messages that stand before it were given."""
@@ -331,11 +369,11 @@ class Consumer:
 
     def _place(self, anew: Mapping[Partition, int]) -> None:
         """Lets partitions go on from there that stand still after an error, which ``seek`` cannot."""
-        if not anew:
-            return
-        assigned = {_partition(where) for where in self._consumer.assignment()}
+        assigned = {_partition(where) for where in self._consumer.assignment()} if anew else set()
         places_ = [TopicPartition(*partition, offset) for partition, offset in anew.items() if partition in assigned]
-        self._at.update(anew)
+        if not places_:
+            return
+        self._at.update({_partition(where): where.offset for where in places_})
         if self._cooperative:
             self._consumer.incremental_unassign(places_)
             self._consumer.incremental_assign(places_)
@@ -347,10 +385,7 @@ class Consumer:
             self._consumer.pause([TopicPartition(*partition)])
 
     def position(self, partition: Partition) -> int | None:
-        at = self._at.get(partition)
-        return (
-            at if at is not None and at >= 0 else None
-        )  # librdkafka has names below 0 for the beginning and the end
+        return self._at.get(partition)
 
     def pause(self, partition: Partition) -> None:
         self._paused.add(partition)
@@ -361,7 +396,8 @@ class Consumer:
         self._consumer.resume([TopicPartition(*partition)])
 
     def seek(self, partition: Partition, offset: int) -> None:
-        self._at[partition] = offset
+        if partition in self._at:
+            self._at[partition] = offset
         try:
             self._consumer.seek(TopicPartition(*partition, offset))
         except KafkaException as error:
@@ -393,7 +429,7 @@ class Consumer:
         for found in answers[0]:
             if found.code() in REFUSED:
                 raise CommitRefused(found.str())
-            if found.code() in (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL) and self._instance is not None:
+            if self._is_displaced(found):
                 raise displaced(self._instance)
             self._trouble.met(found)
             raise BrokerUnavailable(f"Kafka did not take the offsets of what is finished: {found.str()}")
@@ -402,9 +438,21 @@ class Consumer:
         """Of a commit that was not waited for: there is none."""
 
     def committed(self, partition: Partition) -> int | None:
-        with self._trouble.named():
-            [found] = self._consumer.committed([TopicPartition(*partition)], timeout=TIMEOUT)
-        return found.offset if found.offset >= 0 else None
+        return self._offsets([partition])[partition]
+
+    def _offsets(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
+        """What is committed. While a transaction that may still move an offset is open, that is not known, and waited for."""
+        wanted = [TopicPartition(*partition) for partition in partitions]
+        until = time.monotonic() + TIMEOUT
+        while True:
+            with self._trouble.named():
+                found = self._consumer.committed(wanted, timeout=TIMEOUT) if wanted else []
+            errors = [where.error for where in found if where.error is not None]
+            if not errors:
+                return {_partition(where): where.offset if where.offset >= 0 else None for where in found}
+            if time.monotonic() > until:
+                raise BrokerUnavailable(f"Kafka does not say what is committed: {errors[0].str()}")
+            time.sleep(0.1)
 
     def first_offset(self, partition: Partition) -> int:
         return self._ends(partition)[0]
@@ -421,6 +469,8 @@ class Consumer:
 
     def topic_id(self, topic: str) -> str | None:
         """As of some seconds ago: only an admin client may ask, and its answers are not waited for, but for the first one."""
+        if self._admin is not None:
+            self._admin.poll(0)
         for name in [name for name, answer in self._asked.items() if answer.done()]:
             self._note_id(name, self._asked.pop(name))
         if topic not in self._ids:
@@ -443,7 +493,8 @@ class Consumer:
 
     def _note_id(self, topic: str, answer: Any) -> None:
         try:
-            self._ids[topic] = b64decode(f"{answer.result().topic_id}==", "-_").hex()  # as other clients write it
+            found = b64decode(f"{answer.result().topic_id}==", "-_")
+            self._ids[topic] = found.hex() if any(found) else None  # as other clients write it
         except KafkaException as error:
             if error.args[0].code() in NO_TOPIC:
                 self._ids[topic] = None
@@ -460,6 +511,7 @@ class Consumer:
         closing = threading.Thread(target=self._close, name="flowkit-closing", daemon=True)
         closing.start()
         closing.join(timeout)
+        self._given_up = True  # whoever it would tell may have another client by then
 
     def _close(self) -> None:
         try:
@@ -468,6 +520,16 @@ class Consumer:
             logger.debug("%s", error)
         except Exception as error:
             logger.warning("leaving the group failed, which will miss this member later: %r", error)
+
+
+FAILED = (KafkaException, SystemError)
+"""What confluent-kafka 2 raises from a call that calls back; a ``SystemError`` where it did so with an error raised."""
+
+
+def _cause(error: BaseException) -> Any:
+    """The ``KafkaError`` of either, or what there is."""
+    found = error.__cause__ if isinstance(error, SystemError) else error
+    return found.args[0] if isinstance(found, KafkaException) else found or error
 
 
 class Delivery:
@@ -503,9 +565,9 @@ class Producer:
         self._partitions: dict[str, tuple[int, float]] = {}
         self._apart: deque[Delivery] | None = deque()
         self._serving: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock, self._one_by_one = threading.Lock(), threading.Lock()
         self._waiting: list[tuple[Delivery, Callable[[], None]]] = []
-        self._end: BaseException | None = None
+        self._end: Any = None
         self._closed = False
 
     def send(
@@ -530,6 +592,8 @@ class Producer:
                 if time.monotonic() > deadline:
                     raise DeliveryError(f"{topic}: Kafka is too slow: {error}", passing=True) from error
             except KafkaException as error:
+                if error.args[0].code() == KafkaError._FATAL:
+                    self._end = error.args[0]
                 raise self._problem(f"{topic}: librdkafka refuses this message", error.args[0]) from error
             except (TypeError, ValueError) as error:
                 raise DeliveryError(f"{topic}: confluent-kafka refuses this message: {error!r}") from error
@@ -546,21 +610,25 @@ class Producer:
         try:
             topics = self._producer.list_topics(timeout=self._timeout).topics  # of one topic alone, it would make it
         except KafkaException as error:
-            if count:
+            if count:  # else each message would wait as long
+                self._partitions[topic] = count, time.monotonic() + self._timeout
                 return count
             raise no_topic(topic, self._timeout) from error
         until = time.monotonic() + METADATA_AGE
-        self._partitions = {name: (len(found.partitions), until) for name, found in topics.items()}
-        if topic not in topics:
+        self._partitions = {
+            name: (len(found.partitions), until) for name, found in topics.items() if found.partitions
+        }
+        if topic not in self._partitions:
             raise no_topic(topic, self._timeout)
         return len(topics[topic].partitions)
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         left = self._served(self._producer.flush, timeout)
-        while self._apart and not left:
-            self._start_alone(self._apart.popleft())
-            left = self._served(self._producer.flush, max(0.0, deadline - time.monotonic()))
+        with self._one_by_one:  # also to wait for those that another thread sends again
+            while self._apart and not left:
+                self._start_alone(self._apart.popleft())
+                left = self._served(self._producer.flush, max(0.0, deadline - time.monotonic()))
         if left:
             logger.warning("Kafka did not confirm every message within %g s", timeout)
 
@@ -572,8 +640,8 @@ class Producer:
             return 0
         try:
             return call(timeout)
-        except (KafkaException, SystemError) as error:
-            self._end = error.__cause__ if isinstance(error, SystemError) and error.__cause__ is not None else error
+        except FAILED as error:
+            self._end = _cause(error)
             logger.warning("this producer is of no more use: %s", self._end)
             return 0
 
@@ -588,6 +656,8 @@ class Producer:
     def ended(self, delivery: Delivery) -> bool:
         if not delivery.is_done:
             self._served(self._producer.poll, 0)
+            if self._apart:
+                self.flush(self._timeout)
         return delivery.is_done or self._end is not None
 
     def outcome(self, delivery: Delivery) -> DeliveryError | None:
@@ -602,7 +672,7 @@ class Producer:
 
     def notify(self, delivery: Delivery, tell: Callable[[], None]) -> None:
         with self._lock:
-            if not delivery.is_done and not self._is_over:
+            if not delivery.is_done and not self.is_over:
                 self._waiting.append((delivery, tell))
                 if self._serving is None:  # librdkafka tells nothing by itself
                     self._serving = threading.Thread(target=self._serve, name="flowkit-deliveries", daemon=True)
@@ -611,7 +681,7 @@ class Producer:
         tell()
 
     @property
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
         return self._closed or self._end is not None
 
     def _serve(self) -> None:
@@ -622,7 +692,7 @@ class Producer:
             if self._apart:
                 self.flush(self._timeout)
             with self._lock:
-                over = self._is_over
+                over = self.is_over
                 waiting, self._waiting = self._waiting, []
                 ended: list[tuple[Delivery, Callable[[], None]]] = []
                 for one, tell in waiting:
@@ -648,6 +718,7 @@ class TransactionalProducer(Producer):
 
     def __init__(self, settings: Settings, transactional_id: str) -> None:
         self.longest = longest = settings.kafka.transaction_timeout
+        self._instance = settings.kafka.group_instance_id
         options = confluent_options(settings, PRODUCER)
         super().__init__(
             settings,
@@ -685,9 +756,9 @@ class TransactionalProducer(Producer):
     def begin(self) -> None:
         try:
             self._producer.begin_transaction()
-        except KafkaException as error:
+        except FAILED as error:
             raise DeliveryError(
-                f"Kafka takes no transaction of this client: {error.args[0].str()}", passing=True
+                f"Kafka takes no transaction of this client: {_cause(error)}", passing=True
             ) from error
 
     def flush(self, timeout: float) -> None:
@@ -698,21 +769,22 @@ class TransactionalProducer(Producer):
         self._send_offsets(offsets, membership, deadline)
         try:
             self._producer.commit_transaction(max(0.001, deadline - time.monotonic()))
-        except KafkaException as error:  # whatever it was: the request was on its way
-            raise InDoubt(error.args[0].str()) from error
+        except FAILED as error:  # whatever it was: the request was on its way
+            raise InDoubt(str(_cause(error))) from error
 
     def _send_offsets(self, offsets: Offsets, membership: Any, deadline: float) -> None:
         places_ = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
         try:
             self._producer.send_offsets_to_transaction(places_, membership, max(0.001, deadline - time.monotonic()))
-        except KafkaException as error:
-            problem = error.args[0]
-            if problem.code() in REFUSED:
-                raise CommitRefused(problem.str()) from error
-            if problem.code() == KafkaError.FENCED_INSTANCE_ID:
-                raise displaced(None) from error
-            if problem.code() in FORBIDDEN:
-                raise ConfigurationError(f"Kafka refuses this application: {problem.str()}") from error
+        except FAILED as error:
+            problem = _cause(error)
+            if isinstance(problem, KafkaError):
+                if problem.code() in REFUSED:
+                    raise CommitRefused(problem.str()) from error
+                if problem.code() == KafkaError.FENCED_INSTANCE_ID:
+                    raise displaced(self._instance) from error
+                if problem.code() in FORBIDDEN:
+                    raise ConfigurationError(f"Kafka refuses this application: {problem.str()}") from error
             raise DeliveryError(
-                f"Kafka did not take the offsets of the transaction: {problem.str()}", passing=True
+                f"Kafka did not take the offsets of the transaction: {problem}", passing=True
             ) from error

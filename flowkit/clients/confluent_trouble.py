@@ -65,10 +65,11 @@ class Trouble:
             client.list_topics(timeout=FIRST_ANSWER)
         except KafkaException as error:
             client.poll(0)
-            problem = self._explained(error.args[0])
+            problem = self._explained(error.args[0], *self._met.values())
             if hasattr(client, "close"):
                 client.close()
             raise problem from error
+        self._met.clear()  # it has got in: what is met with later passes
         return client
 
     def common(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class Trouble:
         """Raises for an error that is the end of a client; others pass, and librdkafka goes on by itself."""
         if error.code() in FORBIDDEN or error.code() in LOGIN:
             raise self._explained(error)
-        if error.fatal():
+        if error.fatal() or error.code() == KafkaError._FATAL:
             raise KafkaException(error)
         logger.info("%s: %s", error.name(), error.str())
 
@@ -98,8 +99,8 @@ class Trouble:
         except KafkaException as error:
             raise self._explained(error.args[0]) from error
 
-    def _explained(self, error: Any) -> FlowkitError:
-        for found in (error, *self._met.values()):
+    def _explained(self, error: Any, *met: Any) -> FlowkitError:
+        for found in (error, *met):
             if found.code() in LOGIN:
                 return ConfigurationError(
                     f"Kafka at {self._where} refuses this application: the login of"
