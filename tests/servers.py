@@ -78,6 +78,9 @@ class ApacheKafka(Server):
     def hosts(self) -> str:
         return f"{HOST}:{self.port}"
 
+    def start(self, timeout: float = 120.0) -> Self:
+        return super().start(timeout)  # it looks through its files first, if it was killed
+
     def command(self) -> list[str]:
         properties = self.directory / "server.properties"
         if not properties.exists():

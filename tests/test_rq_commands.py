@@ -77,8 +77,8 @@ class Shop:
         assert done.code == 0, done
         return done
 
-    def start(self, *arguments: str) -> Process:
-        return Process(*arguments, env=self.env, log=self.logs / arguments[0])
+    def start(self, *arguments: str, **env: str) -> Process:
+        return Process(*arguments, env={**self.env, **env}, log=self.logs / arguments[0])
 
     def fail(self, wait_for: WaitFor) -> Job:
         """Three messages, the second of which fails every attempt under a plain ``rq worker``; gives its job."""
@@ -238,7 +238,8 @@ def test_rq_suspend_holds_every_worker_until_rq_resume(
     shop.redis.sadd("slow", 0)
     ids = shop.put_twelve()
     url = ("--url", shop.url) if worker[0] == "rq" else ()
-    with shop.start(*worker, *url) as process:
+    # a job may take long: else the rest of one whose first message waits goes back to the queue
+    with shop.start(*worker, *url, FLOWKIT_JOB_SECONDS="30") as process:
         wait_for(lambda: len(shop.queue.job_ids) == 2, what="the first job to be taken")
         assert "Suspending workers" in shop.rq("suspend").out
         shop.redis.rpush("gate", "open")
