@@ -345,7 +345,7 @@ def test_it_reads_pauses_seeks_and_commits(
 
     assert polled(client, 3) == [(0, b"a"), (1, b"b"), (2, b"c")]
     assert owner.mine == {where, other}
-    assert (client.position(where), client.position(other)) == (3, None)
+    assert (client.position(where), client.position(other)) == (3, 0)
     client.pause(where)
     client.seek(where, 1)
     assert polled(client, 0, seconds=1) == []

@@ -181,7 +181,7 @@ class Consumer:
         self._rebalance: Rebalance | None = None
         self._topics = 0
         self._joined = False
-        self._given_up = False
+        self._given_up = self._in_callback = False
         self._in_touch = True
         self._at: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
@@ -227,11 +227,14 @@ class Consumer:
         partitions = [_partition(where) for where in revoked]
         offsets = self._rebalance.revoked(partitions)
         if offsets:
+            self._in_callback = True
             try:
                 self.commit(offsets)
                 self._rebalance.confirmed(offsets)
             except CommitRefused as error:
                 logger.warning("the offsets of revoked partitions were not committed; messages come again: %s", error)
+            finally:
+                self._in_callback = False
         self._forget(partitions)
 
     def _on_lost(self, _: Any, lost: Sequence[Any]) -> None:
@@ -420,10 +423,12 @@ class Consumer:
             except RuntimeError as error:  # this client was closed meanwhile
                 logger.debug("a commit that was not waited for any more: %s", error)
 
-        # librdkafka waits for the brokers as long as it likes
-        committing = threading.Thread(target=commit, name="flowkit-committing", daemon=True)
-        committing.start()
-        committing.join(TIMEOUT)
+        if self._in_callback:  # from another thread it would be taken up only when the rebalance is over
+            commit()
+        else:  # librdkafka waits for the brokers as long as it likes
+            committing = threading.Thread(target=commit, name="flowkit-committing", daemon=True)
+            committing.start()
+            committing.join(TIMEOUT)
         if not answers:
             raise BrokerUnavailable(f"Kafka did not take the offsets of what is finished within {TIMEOUT:g} s")
         for found in answers[0]:
