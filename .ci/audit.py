@@ -31,7 +31,7 @@ PATIENCE = 50
 SMOKE = """
 from flowkit import Flowkit
 from flowkit.cli import cli
-from flowkit.clients import confluent, kafka_admin, kafka_python
+from flowkit.clients import confluent, confluent_producer, kafka_admin, kafka_python
 from flowkit.interchangers import Zstd
 from flowkit.parsers.msgpack import MessagePack
 from flowkit.parsers.xml import Xml

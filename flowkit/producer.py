@@ -167,7 +167,7 @@ class Producer:
         """Lets the next message have a new client, if this one may refuse everything from now on: kafka-python's does after
         a message that is too large. What other threads have under way with it comes to its end.
         """
-        if isinstance(error, DeliveryError) and error.passing and not getattr(client, "is_over", False):
+        if isinstance(error, DeliveryError) and error.passing and not client.is_over:
             return
         with self._lock:  # whoever finds it replaced also finds it closing
             slots = [slot for slot, other in self._clients.items() if other is client]

@@ -21,8 +21,9 @@ from servers import Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 
 from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settings
 from flowkit.clients import Unreadable, kafka_python
-from flowkit.clients.confluent import Consumer, Producer, Records, TransactionalProducer
+from flowkit.clients.confluent import Consumer, Records
 from flowkit.clients.confluent_options import PRODUCER, confluent_options, consumer_options
+from flowkit.clients.confluent_producer import Producer, TransactionalProducer
 from flowkit.clients.confluent_trouble import Trouble
 from flowkit.errors import MessagesGone, Stopped
 from flowkit.message import Partition
@@ -146,7 +147,7 @@ def test_records_are_a_sequence() -> None:
     assert (records[1].offset, records[-1].offset, records[1].value, records[1].key) == (1, 4, b"1", None)
     assert (records[0].topic, records[0].partition, records[0].timestamp, records[0].headers) == ("orders", 2, 5, ())
     assert [record.offset for record in records[1:3]] == [1, 2]
-    assert list(records.values()) == [b"0", b"1", b"2", b"3", b"4"]
+    assert [record.value for record in records] == [b"0", b"1", b"2", b"3", b"4"]
 
 
 # What librdkafka does only now and then.

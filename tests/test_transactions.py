@@ -23,7 +23,7 @@ from servers import CLIENT, ON_CONFLUENT, REPOSITORY, ApacheKafka, Kafka, MakeTo
 import flowkit.consumer
 from flowkit import Flowkit, Message, Retry, Settings
 from flowkit.clients import CommitRefused, InDoubt, TransactionalClient, memory
-from flowkit.clients.confluent import TransactionalProducer as OnConfluent
+from flowkit.clients.confluent_producer import TransactionalProducer as OnConfluent
 from flowkit.clients.kafka_transactions import TransactionalProducer as OnKafkaPython
 from flowkit.clients.memory import Broker
 from flowkit.clients.opening import consumer_client, producer_client

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from ..errors import DeliveryError, Displaced, MessagesGone, Stopped
-from ..message import HeaderPairs, Partition, Record, places
+from ..errors import DeliveryError
+from ..message import HeaderPairs, Partition, Record
 from ..settings import Settings
 
 Offsets = Mapping[Partition, int]
@@ -102,6 +102,10 @@ class ProducerClient(Protocol):
     def notify(self, delivery: Any, tell: Callable[[], None]) -> None:
         """Calls ``tell`` when the delivery has ended, which may be now, and maybe on a thread of the client's."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it confirms nothing any more, so that the next message is to have another one."""
+
     def partition_for(self, topic: str, key: bytes) -> int:
         """The partition that ``key`` belongs to. Raises ``DeliveryError`` if the topic does not exist."""
 
@@ -122,6 +126,10 @@ class TransactionalClient(ProducerClient, Protocol):
 
         Raises ``DeliveryError`` or ``CommitRefused`` where nothing was committed, and ``InDoubt`` where nobody can say.
         """
+
+
+LONGEST_REQUEST = 0.8
+"""The part of a transaction's time that one request may take: two fit, if the first one is lost early."""
 
 
 class CommitRefused(Exception):
@@ -150,37 +158,3 @@ class InDoubt(Exception):
 MakeConsumer = Callable[[Settings, str], ConsumerClient]
 MakeProducer = Callable[..., ProducerClient]
 """Called with the settings; and with ``transactional_id=...`` for a ``TransactionalClient``."""
-
-
-CHOOSE = (
-    "as auto_offset_reset is 'none', set its offset yourself while none of the group runs (`kafka-consumer-groups"
-    " --reset-offsets`), or give 'earliest', which goes on behind what is gone"
-)
-
-
-def without_offset(partitions: Sequence[Partition]) -> Stopped:
-    """For a group that has no committed offset, where the options say that it may not choose one."""
-    return Stopped(f"it has no committed offset for {places(partitions)}; {CHOOSE}")
-
-
-def gone(partition: Partition, offset: int, first: int) -> MessagesGone:
-    """For an offset that is not there, where the options say that another one may not be chosen."""
-    what = f"the first message there is has offset {first}"
-    if first > offset:
-        what += f", up to {first - offset} messages were deleted before they were read"
-    return MessagesGone(f"{places([partition])}@{offset} is not there: {what}; {CHOOSE}")
-
-
-def displaced(instance: str | None) -> Displaced:
-    return Displaced(
-        f"another process took this one's place in the group, with the same kafka.group_instance_id {instance!r}; what this one"
-        " has not committed comes again, to that one. Give each process an id of its own"
-    )
-
-
-def no_topic(topic: str, timeout: float) -> DeliveryError:
-    return DeliveryError(
-        f"the topic {topic!r} does not exist on the brokers, or they did not answer for {timeout:g} s;"
-        " create it (`flowkit topics --create` makes those of an application), or check that Kafka is running",
-        passing=True,
-    )

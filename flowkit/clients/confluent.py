@@ -1,5 +1,5 @@
-"""The clients on confluent-kafka, which is librdkafka. What it does unlike other clients is written beside the line that copes
-with it.
+"""The consumer client on confluent-kafka, which is librdkafka. What that does unlike other clients is written beside the line
+that copes with it.
 """
 
 from __future__ import annotations
@@ -9,43 +9,25 @@ import re
 import threading
 import time
 from base64 import b64decode
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from operator import ne
 from typing import Any, overload
 
-from kafka.partitioner import murmur2
-
-from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError
+from ..errors import BrokerUnavailable, ConfigurationError
 from ..message import HeaderPairs, Partition, Record
 from ..settings import Settings
-from . import (
-    CommitRefused,
-    InDoubt,
-    Offsets,
-    Rebalance,
-    Unreadable,
-    displaced,
-    gone,
-    no_topic,
-    without_offset,
-)
-from .confluent_options import PRODUCER, confluent_options, consumer_options, in_ms, is_cooperative
-from .confluent_trouble import FORBIDDEN, NO_TOPIC, Trouble, confluent_kafka
+from . import CommitRefused, Offsets, Rebalance, Unreadable
+from .complaints import displaced, gone, without_offset
+from .confluent_options import consumer_options, is_cooperative
+from .confluent_trouble import NO_TOPIC, REFUSED, Trouble, confluent_kafka
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 10.0
 """Seconds that one question to the brokers may take."""
 
-METADATA_AGE = 30.0
-"""Seconds after which a topic is looked up anew."""
-
 COORDINATOR = re.compile(r'"GroupCoordinator":\s*\{.*?"state":\s*"(\w+)"')
-
-LONGEST_REQUEST = 0.8
-"""The part of a transaction's time that one request may take: two fit, if the first one is lost early."""
 
 LOOK_EVERY = 5.0
 """Seconds between questions for what tells a topic from a later one of the same name."""
@@ -53,43 +35,8 @@ LOOK_EVERY = 5.0
 KafkaError, KafkaException = confluent_kafka.KafkaError, confluent_kafka.KafkaException
 OFFSET_STORED, TopicPartition = confluent_kafka.OFFSET_STORED, confluent_kafka.TopicPartition
 ERROR, TOPIC, NUMBER = confluent_kafka.Message.error, confluent_kafka.Message.topic, confluent_kafka.Message.partition
-VALUE = confluent_kafka.Message.value
 
-REFUSED = {
-    KafkaError.ILLEGAL_GENERATION,
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError.STALE_MEMBER_EPOCH,
-    KafkaError._ASSIGNMENT_LOST,
-    KafkaError._STATE,
-}
 BROKEN = {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError._NOT_IMPLEMENTED, KafkaError.INVALID_MSG}
-
-NO_FAULT_OF_THE_MESSAGE = {
-    KafkaError._MSG_TIMED_OUT,
-    KafkaError._TIMED_OUT,
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._PURGE_QUEUE,
-    KafkaError._PURGE_INFLIGHT,
-    KafkaError._FATAL,
-    KafkaError._FENCED,
-    KafkaError._STATE,
-    KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
-    KafkaError.UNKNOWN_PRODUCER_ID,
-    KafkaError.INVALID_PRODUCER_EPOCH,
-    KafkaError.INVALID_PRODUCER_ID_MAPPING,
-    KafkaError.INVALID_TXN_STATE,
-    KafkaError.PRODUCER_FENCED,
-    KafkaError.NOT_ENOUGH_REPLICAS,
-    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.KAFKA_STORAGE_ERROR,
-    KafkaError.NETWORK_EXCEPTION,
-    *NO_TOPIC,
-}
 
 
 class ConfluentRecord:
@@ -130,7 +77,7 @@ class ConfluentRecord:
 
 
 class Records(Sequence[Record]):
-    """Messages of one partition. ``values`` gives their values without making a record of each."""
+    """Messages of one partition. A record is made of each when it is asked for."""
 
     __slots__ = ("_messages",)
 
@@ -152,9 +99,6 @@ class Records(Sequence[Record]):
             return Records(self._messages[at])
         return ConfluentRecord(self._messages[at])
 
-    def values(self) -> Iterator[bytes | None]:
-        return map(VALUE, self._messages)
-
 
 def _partition(where: Any) -> Partition:
     return Partition(where.topic, where.partition)
@@ -173,15 +117,13 @@ class Consumer:
             )
         self._cooperative = is_cooperative(options)
         self._trouble = Trouble(settings)
-        self._consumer = self._trouble.opened(
-            confluent_kafka.Consumer, {**options, "stats_cb": self._look, "on_commit": self._committed}
-        )
+        self._consumer = self._trouble.opened(confluent_kafka.Consumer, {**options, "stats_cb": self._look})
         self._options = options
         self._admin: Any = None
         self._rebalance: Rebalance | None = None
         self._topics = 0
         self._joined = False
-        self._given_up = self._in_callback = False
+        self._given_up = False
         self._in_touch = True
         self._at: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
@@ -227,14 +169,11 @@ class Consumer:
         partitions = [_partition(where) for where in revoked]
         offsets = self._rebalance.revoked(partitions)
         if offsets:
-            self._in_callback = True
             try:
-                self.commit(offsets)
+                self._look_at_commit(self._commit(offsets))  # another thread's would wait until this callback is over
                 self._rebalance.confirmed(offsets)
             except CommitRefused as error:
                 logger.warning("the offsets of revoked partitions were not committed; messages come again: %s", error)
-            finally:
-                self._in_callback = False
         self._forget(partitions)
 
     def _on_lost(self, _: Any, lost: Sequence[Any]) -> None:
@@ -265,9 +204,8 @@ class Consumer:
 
     def membership(self) -> Any:
         found = self._consumer.consumer_group_metadata()
-        if (
-            not self._joined or not self._consumer.memberid()
-        ):  # asked afterwards: brokers take offsets from "no member" unchecked
+        # brokers take offsets from "no member" unchecked, so whether this was one is asked afterwards
+        if not self._joined or not self._consumer.memberid():
             raise CommitRefused("this consumer is no longer a member of the group")
         return found
 
@@ -411,36 +349,39 @@ class Consumer:
     # Offsets.
 
     def commit(self, offsets: Offsets) -> None:
-        places_ = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
-        answers: list[Any] = []
+        answers: list[list[Any]] = []
 
         def commit() -> None:
             try:
-                found = self._consumer.commit(offsets=places_, asynchronous=False)
-                answers.append([answer.error for answer in found if answer.error is not None])
-            except KafkaException as error:
-                answers.append([error.args[0]])
+                answers.append(self._commit(offsets))
             except RuntimeError as error:  # this client was closed meanwhile
                 logger.debug("a commit that was not waited for any more: %s", error)
 
-        if self._in_callback:  # from another thread it would be taken up only when the rebalance is over
-            commit()
-        else:  # librdkafka waits for the brokers as long as it likes
-            committing = threading.Thread(target=commit, name="flowkit-committing", daemon=True)
-            committing.start()
-            committing.join(TIMEOUT)
+        # librdkafka waits for the brokers as long as it likes
+        committing = threading.Thread(target=commit, name="flowkit-committing", daemon=True)
+        committing.start()
+        committing.join(TIMEOUT)
         if not answers:
             raise BrokerUnavailable(f"Kafka did not take the offsets of what is finished within {TIMEOUT:g} s")
-        for found in answers[0]:
-            if found.code() in REFUSED:
-                raise CommitRefused(found.str())
-            if self._is_displaced(found):
-                raise displaced(self._instance)
-            self._trouble.met(found)
-            raise BrokerUnavailable(f"Kafka did not take the offsets of what is finished: {found.str()}")
+        self._look_at_commit(answers[0])
 
-    def _committed(self, *_: Any) -> None:
-        """Of a commit that was not waited for: there is none."""
+    def _commit(self, offsets: Offsets) -> list[Any]:
+        """The errors, if any."""
+        wanted = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+        try:
+            answers = self._consumer.commit(offsets=wanted, asynchronous=False)
+        except KafkaException as error:
+            return [error.args[0]]
+        return [answer.error for answer in answers if answer.error is not None]
+
+    def _look_at_commit(self, errors: list[Any]) -> None:
+        for error in errors:
+            if error.code() in REFUSED:
+                raise CommitRefused(error.str())
+            if self._is_displaced(error):
+                raise displaced(self._instance)
+            self._trouble.met(error)
+            raise BrokerUnavailable(f"Kafka did not take the offsets of what is finished: {error.str()}")
 
     def committed(self, partition: Partition) -> int | None:
         return self._offsets([partition])[partition]
@@ -525,271 +466,3 @@ class Consumer:
             logger.debug("%s", error)
         except Exception as error:
             logger.warning("leaving the group failed, which will miss this member later: %r", error)
-
-
-FAILED = (KafkaException, SystemError)
-"""What confluent-kafka 2 raises from a call that calls back; a ``SystemError`` where it did so with an error raised."""
-
-
-def _cause(error: BaseException) -> Any:
-    """The ``KafkaError`` of either, or what there is."""
-    found = error.__cause__ if isinstance(error, SystemError) else error
-    return found.args[0] if isinstance(found, KafkaException) else found or error
-
-
-class Delivery:
-    """What becomes of one message. ``error`` is None while it is under way, and where Kafka has confirmed."""
-
-    __slots__ = ("apart", "error", "is_done", "message")
-
-    def __init__(self, message: tuple[Any, ...], apart: deque[Delivery] | None) -> None:
-        self.message = message
-        self.apart = apart
-        self.is_done = False
-        self.error: Any = None
-
-    def end(self, error: Any, _: Any) -> None:
-        """Called back by confluent-kafka 2; with an exception set, if its client is of no more use. A lock that is taken here
-        then would never be free again.
-        """
-        if error is not None and self.apart is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            self.apart.append(self)
-            return
-        self.error = error
-        self.is_done = True
-
-
-class Producer:
-    """A ``ProducerClient`` on librdkafka's producer."""
-
-    def __init__(self, settings: Settings, **more: Any) -> None:
-        options = {**confluent_options(settings, PRODUCER), **more}
-        self._timeout = settings.connection_pool.timeout
-        self._trouble = Trouble(settings)
-        self._producer = self._trouble.opened(confluent_kafka.Producer, options)
-        self._partitions: dict[str, tuple[int, float]] = {}
-        self._apart: deque[Delivery] | None = deque()
-        self._serving: threading.Thread | None = None
-        self._lock, self._one_by_one = threading.Lock(), threading.Lock()
-        self._waiting: list[tuple[Delivery, Callable[[], None]]] = []
-        self._end: Any = None
-        self._closed = False
-
-    def send(
-        self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
-    ) -> Delivery:
-        self._count(topic)
-        message = topic, value, key, -1 if partition is None else partition
-        delivery = Delivery((*message, [*headers]), self._apart)
-        self._start(delivery)
-        return delivery
-
-    def _start(self, delivery: Delivery) -> None:
-        *message, headers = delivery.message
-        topic, deadline = message[0], 0.0
-        while True:
-            try:
-                self._producer.produce(*message, delivery.end, headers=headers)
-                return
-            except BufferError as error:  # it holds as many as it may
-                deadline = deadline or time.monotonic() + self._timeout
-                self._served(self._producer.poll, 0.01)
-                if time.monotonic() > deadline:
-                    raise DeliveryError(f"{topic}: Kafka is too slow: {error}", passing=True) from error
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError._FATAL:
-                    self._end = error.args[0]
-                raise self._problem(f"{topic}: librdkafka refuses this message", error.args[0]) from error
-            except (TypeError, ValueError) as error:
-                raise DeliveryError(f"{topic}: confluent-kafka refuses this message: {error!r}") from error
-
-    def _problem(self, what: str, error: Any) -> DeliveryError:
-        passing = error.retriable() or error.code() in NO_FAULT_OF_THE_MESSAGE
-        return DeliveryError(f"{what}: {error.name()}: {error.str()}", passing=passing)
-
-    def _count(self, topic: str) -> int:
-        """The number of its partitions. librdkafka would make a topic that does not exist, or find out half a minute later."""
-        count, until = self._partitions.get(topic, (0, 0.0))
-        if time.monotonic() < until:
-            return count
-        try:
-            topics = self._producer.list_topics(timeout=self._timeout).topics  # of one topic alone, it would make it
-        except KafkaException as error:
-            if count:  # else each message would wait as long
-                self._partitions[topic] = count, time.monotonic() + self._timeout
-                return count
-            raise no_topic(topic, self._timeout) from error
-        until = time.monotonic() + METADATA_AGE
-        self._partitions = {
-            name: (len(found.partitions), until) for name, found in topics.items() if found.partitions
-        }
-        if topic not in self._partitions:
-            raise no_topic(topic, self._timeout)
-        return len(topics[topic].partitions)
-
-    def flush(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        left = self._served(self._producer.flush, timeout)
-        with self._one_by_one:  # also to wait for those that another thread sends again
-            while self._apart and not left:
-                self._start_alone(self._apart.popleft())
-                left = self._served(self._producer.flush, max(0.0, deadline - time.monotonic()))
-        if left:
-            logger.warning("Kafka did not confirm every message within %g s", timeout)
-
-    def _served(self, call: Callable[[float], int], timeout: float) -> int:
-        """What a call gives that calls back for deliveries. After an error that is the end of this client, none more are told:
-        confluent-kafka 2 raises it, or a ``SystemError`` because it has called back with it.
-        """
-        if self._end is not None:
-            return 0
-        try:
-            return call(timeout)
-        except FAILED as error:
-            self._end = _cause(error)
-            logger.warning("this producer is of no more use: %s", self._end)
-            return 0
-
-    def _start_alone(self, delivery: Delivery) -> None:
-        """Again, but by itself: a broker that finds a batch too large refuses all of its messages."""
-        delivery.apart = None
-        try:
-            self._start(delivery)
-        except DeliveryError as error:
-            delivery.end(error, None)
-
-    def ended(self, delivery: Delivery) -> bool:
-        if not delivery.is_done:
-            self._served(self._producer.poll, 0)
-            if self._apart:
-                self.flush(self._timeout)
-        return delivery.is_done or self._end is not None
-
-    def outcome(self, delivery: Delivery) -> DeliveryError | None:
-        if not delivery.is_done:
-            why = f": {self._end}" if self._end is not None else " in time"
-            return DeliveryError(f"Kafka did not confirm the message{why}", passing=True)
-        if delivery.error is None:
-            return None
-        if isinstance(delivery.error, DeliveryError):
-            return delivery.error
-        return self._problem("Kafka did not take the message", delivery.error)
-
-    def notify(self, delivery: Delivery, tell: Callable[[], None]) -> None:
-        with self._lock:
-            if not delivery.is_done and not self.is_over:
-                self._waiting.append((delivery, tell))
-                if self._serving is None:  # librdkafka tells nothing by itself
-                    self._serving = threading.Thread(target=self._serve, name="flowkit-deliveries", daemon=True)
-                    self._serving.start()
-                return
-        tell()
-
-    @property
-    def is_over(self) -> bool:
-        return self._closed or self._end is not None
-
-    def _serve(self) -> None:
-        """Tells of deliveries that have ended, and at the end of those that have not."""
-        over = False
-        while not over:
-            self._served(self._producer.poll, 0.01 if self._waiting else 0.1)
-            if self._apart:
-                self.flush(self._timeout)
-            with self._lock:
-                over = self.is_over
-                waiting, self._waiting = self._waiting, []
-                ended: list[tuple[Delivery, Callable[[], None]]] = []
-                for one, tell in waiting:
-                    (ended if one.is_done or over else self._waiting).append((one, tell))
-            for _, tell in ended:
-                tell()
-
-    def partition_for(self, topic: str, key: bytes) -> int:
-        return int((murmur2(key) & 0x7FFFFFFF) % self._count(topic))  # as Kafka's own partitioners place keys
-
-    def close(self, timeout: float) -> None:
-        if self._served(self._producer.flush, timeout):
-            self._producer.purge()
-            self._served(self._producer.flush, 0)
-        self._closed = True
-
-
-class TransactionalProducer(Producer):
-    """A ``TransactionalClient`` on librdkafka's producer. Making one ends what another with the same id has left open.
-
-    Raises ``ConfigurationError`` where the brokers refuse transactions, ``BrokerUnavailable`` where they do not answer.
-    """
-
-    def __init__(self, settings: Settings, transactional_id: str) -> None:
-        self.longest = longest = settings.kafka.transaction_timeout
-        self._instance = settings.kafka.group_instance_id
-        options = confluent_options(settings, PRODUCER)
-        super().__init__(
-            settings,
-            **{
-                "transactional.id": transactional_id,
-                "transaction.timeout.ms": in_ms(longest),
-                # beyond its own time a transaction is void, whatever comes of its messages
-                "request.timeout.ms": min(options["request.timeout.ms"], in_ms(longest * LONGEST_REQUEST)),
-                "delivery.timeout.ms": min(options["delivery.timeout.ms"], in_ms(longest)),
-                "socket.timeout.ms": min(options["socket.timeout.ms"], in_ms(longest)),
-            },
-        )
-        self._apart = None  # the transaction is void then, and tried again without the message
-        try:
-            self._producer.init_transactions(longest)
-        except KafkaException as error:
-            problem = error.args[0]
-            if problem.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
-                raise ConfigurationError(
-                    f"kafka.transaction_timeout: {longest:g} s is more than the brokers allow"
-                    " (their transaction.max.timeout.ms)"
-                ) from error
-            if problem.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
-                raise ConfigurationError(
-                    f"Kafka refuses this application the transactional id {transactional_id!r}: let it write and describe the"
-                    " transactional ids that begin with the name of its group"
-                ) from error
-            if problem.code() in FORBIDDEN:
-                raise ConfigurationError(f"Kafka refuses this application: {problem.str()}") from error
-            raise BrokerUnavailable(
-                f"Kafka has not opened transactions within {longest:g} s; is it up, and does it have as many brokers as"
-                f" its transaction.state.log.replication.factor and .min.isr ask for? [{problem.str()}]"
-            ) from error
-
-    def begin(self) -> None:
-        try:
-            self._producer.begin_transaction()
-        except FAILED as error:
-            raise DeliveryError(
-                f"Kafka takes no transaction of this client: {_cause(error)}", passing=True
-            ) from error
-
-    def flush(self, timeout: float) -> None:
-        super().flush(min(timeout, self.longest))
-
-    def commit(self, offsets: Offsets, membership: Any) -> None:
-        deadline = time.monotonic() + self.longest
-        self._send_offsets(offsets, membership, deadline)
-        try:
-            self._producer.commit_transaction(max(0.001, deadline - time.monotonic()))
-        except FAILED as error:  # whatever it was: the request was on its way
-            raise InDoubt(str(_cause(error))) from error
-
-    def _send_offsets(self, offsets: Offsets, membership: Any, deadline: float) -> None:
-        places_ = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
-        try:
-            self._producer.send_offsets_to_transaction(places_, membership, max(0.001, deadline - time.monotonic()))
-        except FAILED as error:
-            problem = _cause(error)
-            if isinstance(problem, KafkaError):
-                if problem.code() in REFUSED:
-                    raise CommitRefused(problem.str()) from error
-                if problem.code() == KafkaError.FENCED_INSTANCE_ID:
-                    raise displaced(self._instance) from error
-                if problem.code() in FORBIDDEN:
-                    raise ConfigurationError(f"Kafka refuses this application: {problem.str()}") from error
-            raise DeliveryError(
-                f"Kafka did not take the offsets of the transaction: {problem}", passing=True
-            ) from error

@@ -6,7 +6,6 @@ They are given as flowkit and kafka-python name them, or as librdkafka does with
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ with warnings.catch_warnings():  # kafka-python 3.0 warns at its own import, whi
 
 from ..errors import ConfigurationError
 from ..settings import Settings
-from .kafka_options import client_options
+from .kafka_options import client_options, in_ms
 
 RENAMED = {
     "fetch_max_wait_ms": "fetch.wait.max.ms",
@@ -126,7 +125,3 @@ def is_cooperative(options: Mapping[str, Any]) -> bool:
         options.get("group.protocol") == "consumer"
         or options.get("partition.assignment.strategy") == "cooperative-sticky"
     )
-
-
-def in_ms(seconds: float) -> int:
-    return math.ceil(seconds * 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -109,3 +110,7 @@ def client_options(settings: Settings, kind: Any, defaults: Mapping[str, Any]) -
     options.update({name: value for name, value in settings.kafka.options.items() if name in kind.DEFAULT_CONFIG})
     check_security(options)
     return options
+
+
+def in_ms(seconds: float) -> int:
+    return math.ceil(seconds * 1000)

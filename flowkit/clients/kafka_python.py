@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +22,12 @@ from kafka.structs import MemberState
 from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError
 from ..message import HeaderPairs, Partition, Record
 from ..settings import Settings
-from . import CommitRefused, Offsets, Rebalance, displaced, gone, no_topic, without_offset
+from . import CommitRefused, Offsets, Rebalance
+from .complaints import displaced, gone, no_topic, without_offset
 from .kafka_assigning import assignors, bind
 from .kafka_fetching import tell
 from .kafka_opening import Door, open_client
-from .kafka_options import CONSUMER, PRODUCER, client_options
+from .kafka_options import CONSUMER, PRODUCER, client_options, in_ms
 from .kafka_refusals import FORBIDDEN
 
 logger = logging.getLogger(__name__)
@@ -81,9 +81,9 @@ class Consumer:
         options = client_options(settings, KafkaConsumer, CONSUMER)
         options.update(
             group_id=group,
-            session_timeout_ms=_ms(kafka.session_timeout),
-            heartbeat_interval_ms=_ms(kafka.heartbeat_interval),
-            max_poll_interval_ms=_ms(kafka.max_poll_interval),
+            session_timeout_ms=in_ms(kafka.session_timeout),
+            heartbeat_interval_ms=in_ms(kafka.heartbeat_interval),
+            max_poll_interval_ms=in_ms(kafka.max_poll_interval),
         )
         if kafka.group_instance_id is not None:
             options["group_instance_id"] = kafka.group_instance_id
@@ -109,7 +109,7 @@ class Consumer:
             # And it throws away a join that ends between two polls, to begin another one: this one is waited for.
             timeout = max(timeout, SHORTEST_JOIN)
         try:
-            records: Mapping[Partition, Sequence[Record]] = self._poll(timeout_ms=_ms(timeout), max_records=most)
+            records: Mapping[Partition, Sequence[Record]] = self._poll(timeout_ms=in_ms(timeout), max_records=most)
         except (kafka_errors.KafkaConnectionError, *FORBIDDEN) as error:
             raise self._door.explained(error) from error
         except kafka_errors.FencedInstanceIdError as error:
@@ -201,7 +201,7 @@ class Consumer:
         return sorted(topic for topic in topics if topic not in present)
 
     def close(self, timeout: float) -> None:
-        self._consumer.close(autocommit=False, timeout_ms=_ms(timeout))
+        self._consumer.close(autocommit=False, timeout_ms=in_ms(timeout))
 
 
 class _AsItIs(Serializer):  # type: ignore[misc]
@@ -216,9 +216,11 @@ class _AsItIs(Serializer):  # type: ignore[misc]
 class Producer:
     """A ``ProducerClient`` on ``KafkaProducer``."""
 
+    is_over = False
+
     def __init__(self, settings: Settings, **more: Any) -> None:
         options = {**client_options(settings, KafkaProducer, PRODUCER), **more}
-        options["max_block_ms"] = _ms(settings.connection_pool.timeout)
+        options["max_block_ms"] = in_ms(settings.connection_pool.timeout)
         options.setdefault("partitioner", StickyPartitioner())
         self._timeout = settings.connection_pool.timeout
         self._producer = open_client(KafkaProducer, settings, options)
@@ -291,7 +293,3 @@ def reader(hosts: str, partitions: Sequence[Partition]) -> Any:
     consumer = KafkaConsumer(bootstrap_servers=hosts, group_id=None, **CONSUMER)
     consumer.assign([TopicPartition(*partition) for partition in partitions])
     return consumer
-
-
-def _ms(value: float) -> int:
-    return math.ceil(value * 1000)

@@ -14,8 +14,10 @@ from kafka import errors as kafka_errors
 
 from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError
 from ..settings import Settings
-from . import CommitRefused, InDoubt, Offsets, displaced
-from .kafka_python import Producer, _kafka_offsets, _ms
+from . import LONGEST_REQUEST, CommitRefused, InDoubt, Offsets
+from .complaints import displaced, id_refused, no_transactions, time_not_allowed
+from .kafka_options import in_ms
+from .kafka_python import Producer, _kafka_offsets
 from .kafka_refusals import FORBIDDEN
 
 logger = logging.getLogger(__name__)
@@ -23,9 +25,6 @@ logger = logging.getLogger(__name__)
 RETRY_BACKOFF = 0.01
 """Seconds until a request is sent again. A broker refuses the first one of a transaction while it still writes the end of that
 before, which takes milliseconds: kafka-python's 0.1 s would bound the rate at ten transactions a second."""
-
-LONGEST_REQUEST = 0.8
-"""The part of a transaction's time that one request may take: two fit, if the first one is lost early."""
 
 NO_FAULT_OF_THE_MESSAGE = (
     kafka_errors.ProducerFencedError,
@@ -53,11 +52,11 @@ class TransactionalProducer(Producer):
         super().__init__(
             settings,
             transactional_id=transactional_id,
-            transaction_timeout_ms=_ms(longest),
-            retry_backoff_ms=_ms(RETRY_BACKOFF),
+            transaction_timeout_ms=in_ms(longest),
+            retry_backoff_ms=in_ms(RETRY_BACKOFF),
             # beyond its own time a transaction is void, whatever comes of its messages
-            request_timeout_ms=min(options.get("request_timeout_ms", 15_000), _ms(longest * LONGEST_REQUEST)),
-            delivery_timeout_ms=min(options.get("delivery_timeout_ms", 30_000), _ms(longest)),
+            request_timeout_ms=min(options.get("request_timeout_ms", 15_000), in_ms(longest * LONGEST_REQUEST)),
+            delivery_timeout_ms=min(options.get("delivery_timeout_ms", 30_000), in_ms(longest)),
         )
         self._manager = self._producer._transaction_manager
         try:
@@ -70,23 +69,14 @@ class TransactionalProducer(Producer):
         try:
             self._wait(self._manager.initialize_transactions(), time.monotonic() + self.longest)
         except kafka_errors.KafkaTimeoutError as error:
-            raise BrokerUnavailable(
-                f"Kafka has not opened transactions within {self.longest:g} s; is it up, and does it have as many brokers as"
-                " its transaction.state.log.replication.factor and .min.isr ask for?"
-            ) from error
+            raise no_transactions(self.longest) from error
         except kafka_errors.TransactionalIdAuthorizationFailedError as error:
-            raise ConfigurationError(
-                f"Kafka refuses this application the transactional id {transactional_id!r}: let it write and describe the"
-                " transactional ids that begin with the name of its group"
-            ) from error
+            raise id_refused(transactional_id) from error
         except FORBIDDEN as error:
             raise ConfigurationError(f"Kafka refuses this application: {error}") from error
         except kafka_errors.KafkaError as error:
             if "InvalidTransactionTimeout" in repr(error):
-                raise ConfigurationError(
-                    f"kafka.transaction_timeout: {self.longest:g} s is more than the brokers allow"
-                    " (their transaction.max.timeout.ms)"
-                ) from error
+                raise time_not_allowed(self.longest) from error
             raise BrokerUnavailable(f"Kafka has not opened transactions: {error!r}") from error
 
     def _wait(self, result: Any, deadline: float) -> None:

@@ -174,6 +174,8 @@ class Consumer:
 class Producer:
     """A ``ProducerClient``; ``broker.refuse`` is the error that the next deliveries end with."""
 
+    is_over = False
+
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
 

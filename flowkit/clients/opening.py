@@ -20,11 +20,11 @@ def consumer_client(settings: Settings, group: str) -> ConsumerClient:
 def producer_client(settings: Settings, transactional_id: str | None = None) -> ProducerClient:
     """A ``TransactionalClient`` where an id is given. Raises ``ConfigurationError`` and ``BrokerUnavailable``."""
     if settings.client == "confluent":
-        from . import confluent
+        from . import confluent_producer
 
         if transactional_id is None:
-            return confluent.Producer(settings)
-        return confluent.TransactionalProducer(settings, transactional_id)
+            return confluent_producer.Producer(settings)
+        return confluent_producer.TransactionalProducer(settings, transactional_id)
     if transactional_id is None:
         from .kafka_python import Producer
 

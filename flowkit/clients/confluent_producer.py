@@ -1,0 +1,313 @@
+"""Sending, in transactions or not, on confluent-kafka, which is librdkafka."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from kafka.partitioner import murmur2
+
+from ..errors import ConfigurationError, DeliveryError
+from ..message import HeaderPairs
+from ..settings import Settings
+from . import LONGEST_REQUEST, CommitRefused, InDoubt, Offsets
+from .complaints import displaced, id_refused, no_topic, no_transactions, time_not_allowed
+from .confluent_options import PRODUCER, confluent_options
+from .confluent_trouble import FORBIDDEN, NO_TOPIC, REFUSED, Trouble, confluent_kafka
+from .kafka_options import in_ms
+
+logger = logging.getLogger(__name__)
+
+METADATA_AGE = 30.0
+"""Seconds after which a topic is looked up anew."""
+
+KafkaError, KafkaException = confluent_kafka.KafkaError, confluent_kafka.KafkaException
+TopicPartition = confluent_kafka.TopicPartition
+
+NO_FAULT_OF_THE_MESSAGE = {
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._PURGE_QUEUE,
+    KafkaError._PURGE_INFLIGHT,
+    KafkaError._FATAL,
+    KafkaError._FENCED,
+    KafkaError._STATE,
+    KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+    KafkaError.UNKNOWN_PRODUCER_ID,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    KafkaError.INVALID_TXN_STATE,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.NOT_ENOUGH_REPLICAS,
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.NETWORK_EXCEPTION,
+    *NO_TOPIC,
+}
+
+FAILED = (KafkaException, SystemError)
+"""What confluent-kafka 2 raises from a call that calls back; a ``SystemError`` where it did so with an error raised."""
+
+
+def _cause(error: BaseException) -> Any:
+    """The ``KafkaError`` of either, or what there is."""
+    found = error.__cause__ if isinstance(error, SystemError) else error
+    return found.args[0] if isinstance(found, KafkaException) else found or error
+
+
+class Delivery:
+    """What becomes of one message. ``error`` is None while it is under way, and where Kafka has confirmed."""
+
+    __slots__ = ("apart", "error", "is_done", "message")
+
+    def __init__(self, message: tuple[Any, ...], apart: deque[Delivery] | None) -> None:
+        self.message = message
+        self.apart = apart
+        self.is_done = False
+        self.error: Any = None
+
+    def end(self, error: Any, _: Any) -> None:
+        """Called back by confluent-kafka 2; with an exception set, if its client is of no more use. A lock that is taken here
+        then would never be free again.
+        """
+        if error is not None and self.apart is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            self.apart.append(self)
+            return
+        self.error = error
+        self.is_done = True
+
+
+class Producer:
+    """A ``ProducerClient`` on librdkafka's producer."""
+
+    def __init__(self, settings: Settings, **more: Any) -> None:
+        options = {**confluent_options(settings, PRODUCER), **more}
+        self._timeout = settings.connection_pool.timeout
+        self._trouble = Trouble(settings)
+        self._producer = self._trouble.opened(confluent_kafka.Producer, options)
+        self._partitions: dict[str, tuple[int, float]] = {}
+        self._apart: deque[Delivery] | None = deque()
+        self._serving: threading.Thread | None = None
+        self._lock, self._one_by_one = threading.Lock(), threading.Lock()
+        self._waiting: list[tuple[Delivery, Callable[[], None]]] = []
+        self._end: Any = None
+        self._closed = False
+
+    def send(
+        self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
+    ) -> Delivery:
+        self._count(topic)
+        message = topic, value, key, -1 if partition is None else partition
+        delivery = Delivery((*message, [*headers]), self._apart)
+        self._start(delivery)
+        return delivery
+
+    def _start(self, delivery: Delivery) -> None:
+        *message, headers = delivery.message
+        topic, deadline = message[0], 0.0
+        while True:
+            try:
+                self._producer.produce(*message, delivery.end, headers=headers)
+                return
+            except BufferError as error:  # it holds as many as it may
+                deadline = deadline or time.monotonic() + self._timeout
+                self._served(self._producer.poll, 0.01)
+                if time.monotonic() > deadline:
+                    raise DeliveryError(f"{topic}: Kafka is too slow: {error}", passing=True) from error
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError._FATAL:
+                    self._end = error.args[0]
+                raise self._problem(f"{topic}: librdkafka refuses this message", error.args[0]) from error
+            except (TypeError, ValueError) as error:
+                raise DeliveryError(f"{topic}: confluent-kafka refuses this message: {error!r}") from error
+
+    def _problem(self, what: str, error: Any) -> DeliveryError:
+        passing = error.retriable() or error.code() in NO_FAULT_OF_THE_MESSAGE
+        return DeliveryError(f"{what}: {error.name()}: {error.str()}", passing=passing)
+
+    def _count(self, topic: str) -> int:
+        """The number of its partitions. librdkafka would make a topic that does not exist, or find out half a minute later."""
+        count, until = self._partitions.get(topic, (0, 0.0))
+        if time.monotonic() < until:
+            return count
+        try:
+            topics = self._producer.list_topics(timeout=self._timeout).topics  # of one topic alone, it would make it
+        except KafkaException as error:
+            if count:  # else each message would wait as long
+                self._partitions[topic] = count, time.monotonic() + self._timeout
+                return count
+            raise no_topic(topic, self._timeout) from error
+        until = time.monotonic() + METADATA_AGE
+        self._partitions = {
+            name: (len(found.partitions), until) for name, found in topics.items() if found.partitions
+        }
+        if topic not in self._partitions:
+            raise no_topic(topic, self._timeout)
+        return len(topics[topic].partitions)
+
+    def flush(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        left = self._served(self._producer.flush, timeout)
+        with self._one_by_one:  # also to wait for those that another thread sends again
+            while self._apart and not left:
+                self._start_alone(self._apart.popleft())
+                left = self._served(self._producer.flush, max(0.0, deadline - time.monotonic()))
+        if left:
+            logger.warning("Kafka did not confirm every message within %g s", timeout)
+
+    def _served(self, call: Callable[[float], int], timeout: float) -> int:
+        """What a call gives that calls back for deliveries. After an error that is the end of this client, none more are told:
+        confluent-kafka 2 raises it, or a ``SystemError`` because it has called back with it.
+        """
+        if self._end is not None:
+            return 0
+        try:
+            return call(timeout)
+        except FAILED as error:
+            self._end = _cause(error)
+            logger.warning("this producer is of no more use: %s", self._end)
+            return 0
+
+    def _start_alone(self, delivery: Delivery) -> None:
+        """Again, but by itself: a broker that finds a batch too large refuses all of its messages."""
+        delivery.apart = None
+        try:
+            self._start(delivery)
+        except DeliveryError as error:
+            delivery.end(error, None)
+
+    def ended(self, delivery: Delivery) -> bool:
+        if not delivery.is_done:
+            self._served(self._producer.poll, 0)
+            if self._apart:
+                self.flush(self._timeout)
+        return delivery.is_done or self._end is not None
+
+    def outcome(self, delivery: Delivery) -> DeliveryError | None:
+        if not delivery.is_done:
+            why = f": {self._end}" if self._end is not None else " in time"
+            return DeliveryError(f"Kafka did not confirm the message{why}", passing=True)
+        if delivery.error is None:
+            return None
+        if isinstance(delivery.error, DeliveryError):
+            return delivery.error
+        return self._problem("Kafka did not take the message", delivery.error)
+
+    def notify(self, delivery: Delivery, tell: Callable[[], None]) -> None:
+        with self._lock:
+            if not delivery.is_done and not self.is_over:
+                self._waiting.append((delivery, tell))
+                if self._serving is None:  # librdkafka tells nothing by itself
+                    self._serving = threading.Thread(target=self._serve, name="flowkit-deliveries", daemon=True)
+                    self._serving.start()
+                return
+        tell()
+
+    @property
+    def is_over(self) -> bool:
+        return self._closed or self._end is not None
+
+    def _serve(self) -> None:
+        """Tells of deliveries that have ended, and at the end of those that have not."""
+        over = False
+        while not over:
+            self._served(self._producer.poll, 0.01 if self._waiting else 0.1)
+            if self._apart:
+                self.flush(self._timeout)
+            with self._lock:
+                over = self.is_over
+                waiting, self._waiting = self._waiting, []
+                ended: list[tuple[Delivery, Callable[[], None]]] = []
+                for one, tell in waiting:
+                    (ended if one.is_done or over else self._waiting).append((one, tell))
+            for _, tell in ended:
+                tell()
+
+    def partition_for(self, topic: str, key: bytes) -> int:
+        return int((murmur2(key) & 0x7FFFFFFF) % self._count(topic))  # as Kafka's own partitioners place keys
+
+    def close(self, timeout: float) -> None:
+        if self._served(self._producer.flush, timeout):
+            self._producer.purge()
+            self._served(self._producer.flush, 0)
+        self._closed = True
+
+
+class TransactionalProducer(Producer):
+    """A ``TransactionalClient`` on librdkafka's producer. Making one ends what another with the same id has left open.
+
+    Raises ``ConfigurationError`` where the brokers refuse transactions, ``BrokerUnavailable`` where they do not answer.
+    """
+
+    def __init__(self, settings: Settings, transactional_id: str) -> None:
+        self.longest = longest = settings.kafka.transaction_timeout
+        self._instance = settings.kafka.group_instance_id
+        options = confluent_options(settings, PRODUCER)
+        super().__init__(
+            settings,
+            **{
+                "transactional.id": transactional_id,
+                "transaction.timeout.ms": in_ms(longest),
+                # beyond its own time a transaction is void, whatever comes of its messages
+                "request.timeout.ms": min(options["request.timeout.ms"], in_ms(longest * LONGEST_REQUEST)),
+                "delivery.timeout.ms": min(options["delivery.timeout.ms"], in_ms(longest)),
+                "socket.timeout.ms": min(options["socket.timeout.ms"], in_ms(longest)),
+            },
+        )
+        self._apart = None  # the transaction is void then, and tried again without the message
+        try:
+            self._producer.init_transactions(longest)
+        except KafkaException as error:
+            problem = error.args[0]
+            if problem.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
+                raise time_not_allowed(longest) from error
+            if problem.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+                raise id_refused(transactional_id) from error
+            if problem.code() in FORBIDDEN:
+                raise ConfigurationError(f"Kafka refuses this application: {problem.str()}") from error
+            raise no_transactions(longest) from error
+
+    def begin(self) -> None:
+        try:
+            self._producer.begin_transaction()
+        except FAILED as error:
+            raise DeliveryError(
+                f"Kafka takes no transaction of this client: {_cause(error)}", passing=True
+            ) from error
+
+    def flush(self, timeout: float) -> None:
+        super().flush(min(timeout, self.longest))
+
+    def commit(self, offsets: Offsets, membership: Any) -> None:
+        deadline = time.monotonic() + self.longest
+        self._send_offsets(offsets, membership, deadline)
+        try:
+            self._producer.commit_transaction(max(0.001, deadline - time.monotonic()))
+        except FAILED as error:  # whatever it was: the request was on its way
+            raise InDoubt(str(_cause(error))) from error
+
+    def _send_offsets(self, offsets: Offsets, membership: Any, deadline: float) -> None:
+        places_ = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+        try:
+            self._producer.send_offsets_to_transaction(places_, membership, max(0.001, deadline - time.monotonic()))
+        except FAILED as error:
+            problem = _cause(error)
+            if isinstance(problem, KafkaError):
+                if problem.code() in REFUSED:
+                    raise CommitRefused(problem.str()) from error
+                if problem.code() == KafkaError.FENCED_INSTANCE_ID:
+                    raise displaced(self._instance) from error
+                if problem.code() in FORBIDDEN:
+                    raise ConfigurationError(f"Kafka refuses this application: {problem.str()}") from error
+            raise DeliveryError(
+                f"Kafka did not take the offsets of the transaction: {problem}", passing=True
+            ) from error
