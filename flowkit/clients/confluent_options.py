@@ -42,7 +42,7 @@ BOTH = {
     "socket.timeout.ms": 10_000,
     "reconnect.backoff.max.ms": 1_000,
     "topic.metadata.refresh.interval.ms": 30_000,  # topics made later, and partitions added, are seen within half a minute
-    "log_level": 3,
+    "log_level": 2,  # what is wrong with a connection is told by a callback, and said once, as an error with its next step
 }
 CONSUMER = {
     **BOTH,

@@ -118,6 +118,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
 
 
 MUTUAL_TLS = "mutual TLS with an encrypted key"
+CLIENTS = ["kafka-python", "confluent"]
 WAYS = [MUTUAL_TLS, "PLAIN", "SCRAM-SHA-512", "SCRAM-SHA-256 without TLS"]
 
 
@@ -129,9 +130,13 @@ def way_in(secure: Secure, way: str) -> Env:
     return secure.login(mechanism, "SASL_PLAINTEXT" if without_tls else "SASL_SSL")
 
 
+@pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("way", WAYS)
-def test_consumer_producer_and_commands_get_in(secure: Secure, tmp_path: Path, wait_for: WaitFor, way: str) -> None:
-    env, number = way_in(secure, way), WAYS.index(way)
+def test_consumer_producer_and_commands_get_in(
+    secure: Secure, tmp_path: Path, wait_for: WaitFor, way: str, client: str
+) -> None:
+    env = {**way_in(secure, way), "FLOWKIT_CLIENT": client}
+    number = WAYS.index(way) + len(WAYS) * CLIENTS.index(client)
     # When a message is sent by the command line, and answered by the application
     assert_sent(flowkit("send", "secure:app", "orders", json.dumps({"id": number}), cwd=EXAMPLES, env=env))
     with Process("flowkit", "run", "secure:app", cwd=EXAMPLES, env=env, log=tmp_path / "log") as process:
@@ -183,6 +188,15 @@ def tell(secure: Secure, env: Env, code: int) -> str:
     assert done.err.count("\n") == 1, done.err
     assert not any(secret in done.err for secret in (PASSWORD, KEY_PASSWORD, "wrong-one"))
     return done.err
+
+
+def test_the_other_client_says_what_is_wrong_as_well(secure: Secure) -> None:
+    wrong_password = secure.login("SCRAM-SHA-512", KAFKA_SASL_PLAIN_PASSWORD="wrong-one", CLIENT="confluent")
+    assert "the login of 'ann' failed; check kafka.sasl_plain_username, kafka.sasl_plain_password" in tell(
+        secure, wrong_password, 2
+    )
+    wrong_authority = secure.mutual_tls(KAFKA_SSL_CA_CERT=secure.certificates.other_ca, CLIENT="confluent")
+    assert "do not come to terms in TLS: check kafka.ssl.ca_cert" in tell(secure, wrong_authority, 2)
 
 
 FILES_THAT_CANNOT_BE = [
