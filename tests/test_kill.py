@@ -83,6 +83,7 @@ def test_no_response_is_lost_when_an_inline_consumer_is_killed_five_times(
     # When the last one is left in peace
     with Process(*command, env={**env, "RELAY_INLINE": "1"}, log=tmp_path / "run.log") as process:
         responses.wait_for(COUNT, timeout=90)
+        process.wait_for("started application")
         assert process.stop() == 0
     # Then every message is answered, it was killed on the way, and only what was not committed is repeated
     assert set(responses.counts) == set(range(COUNT))
