@@ -126,7 +126,8 @@ class Consumer:
         """What has left since the batch in hand was polled."""
         self.batch: Mapping[Partition, Sequence[Record]] = {}
         self._lost: dict[Partition, Track] = {}
-        self._took = 0.0
+        self._silent = 0.0
+        self._polled_at = self.turned_at
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
         self.received = 0.0
@@ -185,8 +186,7 @@ class Consumer:
 
     def turn(self) -> None:
         """One poll and all that follows from it."""
-        now = time.monotonic()
-        self._took, self.turned_at = now - self.turned_at, now
+        self.turned_at = time.monotonic()
         if (error := self.loan.error) is not None:
             raise error
         client = self.client
@@ -194,6 +194,7 @@ class Consumer:
             self.queueing.gather()
         batch: Mapping[Partition, Sequence[Record]] = {}
         unreadable = None
+        self.about_to_poll()
         try:
             batch = client.poll(self._poll_timeout(), self.most)
         except Unreadable as error:
@@ -233,6 +234,10 @@ class Consumer:
         elif self._confirmed:
             self._note_confirmed()
         self._resume_due()
+
+    def about_to_poll(self) -> None:
+        now = time.monotonic()
+        self._silent, self._polled_at = now - self._polled_at, now
 
     @property
     def longest_batch(self) -> float:
@@ -403,22 +408,24 @@ class Consumer:
 
     def confirmed(self, offsets: Mapping[Partition, int]) -> None:
         self._confirmed.update(offsets)
-        for partition in offsets:
+        for partition, offset in offsets.items():
+            if partition in self.left:
+                self.left[partition].committed = offset
             self._refused.pop(partition, None)
             self._behind.pop(partition, None)
 
     def lost(self, partitions: Sequence[Partition]) -> None:
-        kafka, took = self.settings.kafka, self._took
-        silent = took > min(kafka.session_timeout, kafka.max_poll_interval)
+        kafka, silent = self.settings.kafka, self._silent
+        too_long = silent > min(kafka.session_timeout, kafka.max_poll_interval)
         why = (
-            f". It had not polled for {took:.0f} s: raise kafka.session_timeout ({kafka.session_timeout:g} s) and"
+            f". It had not polled for {silent:.0f} s: raise kafka.session_timeout ({kafka.session_timeout:g} s) and"
             f" kafka.max_poll_interval ({kafka.max_poll_interval:g} s), or let RQ do the work (inline=False)"
         )
         logger.warning(
             "group %s lost %s; what was not committed comes again%s",
             self.group,
             places(partitions),
-            why if silent else "",
+            why if too_long else "",
         )
         self.monitor.notice("rebalanced", group=self.group, lost=places(partitions))
         self.joined = False
@@ -470,6 +477,11 @@ class Consumer:
             self.client.seek(partition, self.client.first_offset(partition))
             if partition in self.batch:
                 self.left[partition] = self.tracks[partition]
+
+    def done_too_late(self, partition: Partition, track: Track, done: int) -> None:
+        """What was in hand of a partition that left meanwhile is done now. It counts if nobody does it before it is back."""
+        track.done = done
+        self._lost[partition] = track
 
     def _taken_up(self, partition: Partition) -> Track | None:
         """What was done of a partition that was lost before it could be committed, if nobody has committed anything since.

@@ -63,7 +63,8 @@ class Inline:
                     slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=track.ahead
                 )
             if partition in loop.left:
-                self._forget(partition)
+                if self._forget(partition) and done and not handling.transactional:
+                    loop.done_too_late(partition, track, records[at + done - 1].offset + 1)
                 break
             if done:
                 at += done
@@ -209,9 +210,18 @@ class Inline:
         if self.transactions is not None:
             self.transactions.open()
 
-    def _forget(self, partition: Partition) -> None:
-        """Its messages are somebody else's now, and come again there; so whether their responses arrived is all the same."""
-        self._sent = [sent for sent in self._sent if Partition(sent[0].topic, sent[0].partition) != partition]
+    def _forget(self, partition: Partition) -> bool:
+        """Its messages are somebody else's now, and come again there. Gives whether all their responses arrived."""
+        sent, self._sent = self._sent, []
+        its = []
+        for record, response, delivery in sent:
+            if Partition(record.topic, record.partition) == partition:
+                its.append(delivery)
+            else:
+                self._sent.append((record, response, delivery))
+        if its:
+            self.loop.producer.flush()
+        return all(self.loop.producer.outcome(delivery) is None for delivery in its)
 
     def drop(self) -> None:
         """Forgets what is not confirmed: its messages come again."""

@@ -83,6 +83,7 @@ class Loan:
             while not self._wanted:
                 for partition in (*loop.tracks, *loop.new):
                     client.pause(partition)
+                loop.about_to_poll()
                 batch = client.poll(POLL, 1)
                 for partition, records in batch.items():  # new ones, which are paused from now on
                     client.seek(partition, records[0].offset)

@@ -17,7 +17,7 @@ import pytest
 from commands import flowkit, read_topic
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from processes import Process
-from servers import CLIENT, ON_CONFLUENT, ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
+from servers import CLIENT, ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 
 from flowkit import Flowkit, Settings
 from flowkit.clients import MakeConsumer
@@ -345,7 +345,7 @@ def test_a_handler_that_lets_no_other_thread_run_costs_its_membership_and_nothin
             wait_for(both_handle)
             assert other.stop() == 0
         assert process.stop() == 0
-    assert guarded.noted("begin").count(0) in ((2, 3) if ON_CONFLUENT else (2,))
+    assert guarded.noted("begin").count(0) == 2
 
 
 class Told:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from servers import WaitFor
-from test_consumer import Clock, Loop, Redis, make_app
+from test_consumer import Clock, Loop, Redis, make_app, refuse_values
 
 import flowkit.consumer
 from flowkit import Flowkit
@@ -168,6 +168,48 @@ def test_a_partition_that_left_for_good_is_abandoned_and_others_go_on() -> None:
     loop.turn(2)
     assert seen == [1, 2, 10]
     assert loop.committed("a", 1) == 1
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["revoked", "lost"])
+@pytest.mark.parametrize("elsewhere", [0, 2], ids=["nobody handled it", "somebody did"])
+def test_what_was_finished_too_late_is_not_repeated_if_its_partition_comes_back(lost: bool, elsewhere: int) -> None:
+    """Else a message that costs the membership each time would come again each time, and nothing behind it ever."""
+    loop, seen = slow()
+    loop.put("a", 1, 2, 3, 4)
+    assign = loop.client._assign
+    loop.leave(PLACE, back=False, lost=lost)
+    loop.turn()
+    loop.turn()
+    assert seen == [1, 2]
+    if elsewhere:
+        loop.broker.commits["g"][PLACE] = elsewhere + 1
+    loop.client._assign = assign
+    loop.turn(2)
+    assert seen == ([1, 2, 4] if elsewhere else [1, 2, 3, 4])
+    assert loop.committed("a") == 4
+
+
+def test_what_was_finished_too_late_is_repeated_if_its_response_did_not_arrive() -> None:
+    app = make_app()
+    seen: list[int] = []
+
+    @app.topic("a")
+    @app.responds_to("out", required=False)
+    def handle(value: int) -> None:
+        seen.append(value)
+        if value == 2 and seen.count(2) == 1:
+            app.respond_to("out", value)
+            loop.take_long()
+
+    loop = Kept(app)
+    assign = loop.client._assign
+    loop.put("a", 1, 2, 3)
+    loop.leave(PLACE, back=False)
+    refuse_values(loop, 2, times=1)
+    loop.turn()
+    loop.client._assign = assign
+    loop.turn(2)
+    assert seen == [1, 2, 1, 2, 3]
 
 
 def test_a_partition_that_waits_in_the_batch_and_left_is_not_touched() -> None:
