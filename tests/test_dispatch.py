@@ -16,11 +16,13 @@ import msgspec
 import orjson
 import pydantic
 import pytest
-from support import make_app, make_record, run
+from support import make_app, make_record, run, shown
+from test_consumer import Clock
 
+import flowkit.dispatch
 from flowkit import ConfigurationError, Flowkit, Message, PayloadError, QueueError, Retry
 from flowkit.coroutines import run_async
-from flowkit.dispatch import PARAMS, Until
+from flowkit.dispatch import MOST_UNWATCHED, PARAMS, Until
 from flowkit.message import Abort
 from flowkit.parsers import Raw, Text
 from flowkit.testing import Client
@@ -831,6 +833,121 @@ def test_what_is_no_error_of_the_handler_comes_out_of_the_loop(app: Flowkit) -> 
 
     with pytest.raises(KeyboardInterrupt):
         run(app, b"0")
+
+
+# A handler of the payload alone, which declares nothing, has a loop of its own.
+
+
+class Line(pydantic.BaseModel):
+    n: int
+
+
+@pytest.mark.parametrize("annotation", [Any, dict, Line | None, Invoice | None], ids=shown)
+def test_a_tombstone_among_others_is_one(app: Flowkit, annotation: Any) -> None:
+    kept: list[Any] = []
+
+    def bill(order):  # type: ignore[no-untyped-def]
+        kept.append(order)
+
+    bill.__annotations__ = {"order": annotation}
+    app.add_topic("orders", bill)
+    value = b'{"n": 1, "id": 1}'
+    assert run(app, value, None, value, None)[:2] == (4, None)
+    assert [order is None for order in kept] == [False, True, False, True]
+
+
+def test_what_is_no_json_among_others_is_given_as_it_is(app: Flowkit) -> None:
+    kept: list[Any] = []
+
+    @app.topic("orders")
+    def bill(order: Any) -> None:
+        kept.append(order)
+
+    assert run(app, b"1", b"{", b"2", b"")[:2] == (4, None)
+    assert kept == [1, {"message": b"{"}, 2, {"message": b""}]
+
+
+@pytest.mark.parametrize("annotation", [Line, Invoice], ids=shown)
+def test_a_payload_among_others_that_does_not_fit_fails_alone(app: Flowkit, annotation: Any) -> None:
+    kept: list[Any] = []
+
+    def bill(order):  # type: ignore[no-untyped-def]
+        kept.append(order)
+
+    bill.__annotations__ = {"order": annotation}
+    app.add_topic("orders", bill)
+    value = b'{"n": 1, "id": 1}'
+    done, error, _ = run(app, value, value, b'{"n": "x"}', value)
+    assert (done, type(error), len(kept)) == (2, PayloadError, 2)
+
+
+def test_an_error_of_the_handler_that_looks_like_the_parsers_is_its_own_and_comes_once(app: Flowkit) -> None:
+    kept: list[Any] = []
+
+    @app.topic("orders")
+    def bill(order: Any) -> None:
+        kept.append(order)
+        orjson.loads(b"{")
+
+    done, error, _ = run(app, b"1", b"2")
+    assert (done, type(error), kept) == (0, orjson.JSONDecodeError, [1])
+
+
+def test_a_tombstone_may_be_aborted_and_may_fail(app: Flowkit) -> None:
+    kept: list[Any] = []
+
+    @app.topic("orders")
+    def bill(order: Any) -> None:
+        kept.append(order)
+        if kept.count(None) == 2:
+            raise Boom
+        if order is None:
+            app.abort()
+
+    done, error, _ = run(app, b"1", None, b"2", None, b"3")
+    assert (done, type(error), kept) == (3, Boom, [1, None, 2, None])
+
+
+def test_a_stop_ends_it_behind_the_message_in_hand_however_short_those_before_were(app: Flowkit) -> None:
+    kept: list[Any] = []
+    until = Until()
+    until.at = time.monotonic() + 60
+
+    @app.topic("orders")
+    def bill(order: Any) -> None:
+        kept.append(order)
+        if len(kept) == 1500:
+            until.at = 0.0
+
+    handling = app.handling("orders")
+    records = [make_record()] * 3000
+    assert handling.run(records, lambda *_: None, attempt=1, received=0.0, until=until) == (1500, None)
+
+
+def test_messages_that_become_slow_are_few_until_it_looks_at_the_clock(
+    app: Flowkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(flowkit.dispatch, "time", clock)
+    kept: list[Any] = []
+    until = Until()
+    until.at = clock.now + 60
+
+    @app.topic("orders")
+    def bill(order: Any) -> None:
+        kept.append(order)
+        clock.now += 0.000_001 if len(kept) <= 1000 else 1
+
+    handling = app.handling("orders")
+    done, error = handling.run([make_record()] * 3000, lambda *_: None, attempt=1, received=0.0, until=until)
+    assert error is None
+    assert 1000 + 60 <= done <= 1000 + 60 + 2 * MOST_UNWATCHED
+    # and then at each of them
+    kept.clear()
+    kept.extend(range(1000))
+    until.at = clock.now + 60
+    done, error = handling.run([make_record()] * 3000, lambda *_: None, attempt=1, received=0.0, until=until)
+    assert (done, error) == (60, None)
 
 
 # Coroutines.

@@ -34,7 +34,8 @@ LOOK_EVERY = 5.0
 
 KafkaError, KafkaException = confluent_kafka.KafkaError, confluent_kafka.KafkaException
 OFFSET_STORED, TopicPartition = confluent_kafka.OFFSET_STORED, confluent_kafka.TopicPartition
-ERROR, TOPIC, NUMBER = confluent_kafka.Message.error, confluent_kafka.Message.topic, confluent_kafka.Message.partition
+ERROR, VALUE = confluent_kafka.Message.error, confluent_kafka.Message.value
+TOPIC, NUMBER = confluent_kafka.Message.topic, confluent_kafka.Message.partition
 
 BROKEN = {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError._NOT_IMPLEMENTED, KafkaError.INVALID_MSG}
 
@@ -83,6 +84,9 @@ class Records(Sequence[Record]):
 
     def __init__(self, messages: list[Any]) -> None:
         self._messages = messages
+
+    def values(self) -> list[bytes | None]:
+        return list(map(VALUE, self._messages))
 
     def __len__(self) -> int:
         return len(self._messages)
