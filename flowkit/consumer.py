@@ -1,8 +1,8 @@
 """The loop of one group: poll, hand on to the inline or the queued half, commit; and what to do when one of them fails.
 
-One thread runs it, and nobody else touches its client unless a handler or hook takes long: see ``Loan``. A turn ends with
-everything settled: each message of the batch is finished, or its partition has been sought back to it. So a commit may happen
-at any moment between two turns.
+One thread runs it, and nobody else touches its client unless a handler or hook takes long: see ``Loan``. At the end of a turn
+each message of the batch is finished, or its partition has been sought back to it. What finished messages sent may still be
+under way: before a commit, and before their partition leaves, it is settled, so that no offset is ahead of a response.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ ROUNDS = 20
 
 MOST_OF_ALL = 50_000
 """Messages of one poll in any case: Redis takes a million arguments in a call at most, and a job has twenty."""
+
+SETTLE_EVERY = 0.2
+"""Seconds after which the loop looks whether Kafka has the responses, if no commit asks for that earlier."""
 
 RECONNECT = Retry(first=0.5, cap=15.0)
 """Waits between attempts to reach brokers or Redis."""
@@ -107,6 +110,7 @@ class Consumer:
         self.settings = settings
         self.monitor = monitor
         self.producer = producer
+        self.claim: str | None = None
         self.make_client = make_client
         self.stopping = False
         self.stopping_for: Stopped | None = None
@@ -132,7 +136,7 @@ class Consumer:
         self._refused: dict[Partition, int] = {}
         self.received = 0.0
         self.poll_by = 0.0
-        self._commit_at = 0.0
+        self._commit_at = self._settle_at = 0.0
         self.since_commit = 0
         self._reconnects = 0
         self._behind: dict[Partition, int] = {}
@@ -161,7 +165,7 @@ class Consumer:
         """Turns until ``stop``; a broken client is replaced. Raises ``ConfigurationError`` where a new one would not help, and
         ``Stopped`` after a message at which the application is to stop, or where another process has taken this one's place.
         """
-        self.producer.claim()
+        self.claim = self.producer.claim()
         try:
             while not self.stopping:
                 try:
@@ -228,8 +232,11 @@ class Consumer:
                 queued[partition] = records
         if queueing is not None and queued:
             queueing.take(queued)
-        self.inline.settle()
-        if self.commit_due():
+        due = self.commit_due()
+        if due or self.settle_due():
+            self.inline.settle()
+            self._settle_at = time.monotonic() + SETTLE_EVERY
+        if due:
             self.commit()
         elif self._confirmed:
             self._note_confirmed()
@@ -276,6 +283,8 @@ class Consumer:
     def _poll_timeout(self) -> float:
         due = [track.resume_at for track in self.tracks.values() if track.resume_at is not None]
         longest = min(POLL_TIMEOUT, self.queueing.patience) if self.queueing is not None else POLL_TIMEOUT
+        if self.inline.waits:
+            longest = min(longest, max(0.0, min(self._settle_at, self._commit_at) - time.monotonic()))
         return min(longest, max(0.0, min(due) - time.monotonic())) if due else longest
 
     def clock_starts(self) -> float:
@@ -344,6 +353,14 @@ class Consumer:
                 if not track.held:
                     self.client.resume(partition)
 
+    def settle_due(self) -> bool:
+        """Whether responses that are under way are waited for at the end of this turn: a wait for each batch would be most of
+        the time that its messages take.
+        """
+        inline = self.inline
+        at_once = inline.transactions is not None or inline.is_full or not self.batch
+        return at_once or time.monotonic() >= self._settle_at
+
     # Offsets.
 
     def commit_due(self) -> bool:
@@ -400,6 +417,7 @@ class Consumer:
         self.new.extend(partition for partition in partitions if partition not in self.tracks)
 
     def revoked(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        self.inline.leave(partitions)
         offsets = self._uncommitted(partitions)
         if partitions:
             self.monitor.notice("rebalanced", group=self.group, revoked=places(partitions))
@@ -429,6 +447,7 @@ class Consumer:
         )
         self.monitor.notice("rebalanced", group=self.group, lost=places(partitions))
         self.joined = False
+        self.inline.leave(partitions)
         unsettled = self.inline.unsettled()
         for partition in partitions:
             track = self.tracks.get(partition)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import DeliveryError
 from .message import Partition, Record
@@ -21,12 +21,30 @@ if TYPE_CHECKING:
     from .transactions import Transactions
 
 
+MOST_SENT, MOST_SENT_BYTES = 10_000, 32 * 1024 * 1024
+"""Responses, and bytes of their values, of which it is not known whether Kafka has them, until handlers wait for that."""
+
+LAST_CHANCE = 5.0
+"""Seconds that a rebalance waits for what Kafka has not confirmed of partitions that leave. The rest comes again elsewhere."""
+
+Sent = tuple[Record, Response, Any]
+"""A message, one of its responses, and its delivery."""
+
+
+class UnderWay(NamedTuple):
+    """What was sent for messages of one partition, and not looked at yet, while it was tracked by ``track``."""
+
+    track: Track
+    sent: list[Sent]
+
+
 class Inline:
     """What one group handles itself."""
 
     def __init__(self, loop: Consumer) -> None:
         self.loop = loop
-        self._sent: list[tuple[Record, Response, Any]] = []
+        self._sent: dict[Partition, UnderWay] = {}
+        self._room, self._room_bytes = MOST_SENT, MOST_SENT_BYTES
         self.parallel = any(handling.concurrency > 1 for handling in loop.handlings.values())
         self.transactions: Transactions | None = None
         if any(handling.transactional for handling in loop.handlings.values()):
@@ -49,9 +67,10 @@ class Inline:
             return
         if track.begun is None:
             track.begun = records[0].offset
-        send = self._send
         if handling.transactional and self.transactions is not None:
             send = partial(self.transactions.add, partition, track)
+        else:
+            send = partial(self._send, self._under_way(partition, track).sent)
         threshold = loop.settings.kafka.offset_commit_threshold
         at = 0
         while at < len(records):
@@ -140,10 +159,30 @@ class Inline:
             return False
         return True
 
-    def _send(self, record: Record, responses: Sequence[Response]) -> None:
+    def _under_way(self, partition: Partition, track: Track) -> UnderWay:
+        found = self._sent.get(partition)
+        if found is None or found.track is not track:
+            found = self._sent[partition] = UnderWay(track, [])
+        return found
+
+    def _send(self, sent: list[Sent], record: Record, responses: Sequence[Response]) -> None:
         start = self.loop.producer.start
         for response in responses:
-            self._sent.append((record, response, start(response)))
+            sent.append((record, response, start(response)))
+            self._room -= 1
+            if response.value is not None:
+                self._room_bytes -= len(response.value)
+        if self._room <= 0 or self._room_bytes <= 0:
+            self.loop.until.at = 0.0  # what is in hand is the last of this slice, and then it is settled
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are responses that were not looked at."""
+        return self._room < MOST_SENT
+
+    @property
+    def is_full(self) -> bool:
+        return self._room <= 0 or self._room_bytes <= 0
 
     def settle(self) -> set[Partition]:
         """Waits for every response, and puts back the messages whose responses Kafka did not confirm.
@@ -151,50 +190,72 @@ class Inline:
         Gives the partitions of those messages: they go on from there with the next poll.
         """
         self.loop.producer.settle()
-        failed = self._settle_sent() if self._sent else set()
+        failed = self._settle_sent() if self.waits else set()
         return failed if self.transactions is None else failed | self.transactions.settle()
 
     def _settle_sent(self) -> set[Partition]:
         loop = self.loop
         loop.producer.flush()
-        failed: dict[Partition, tuple[Record, Response, DeliveryError]] = {}
-        confirmed: Counter[str] = Counter()
-        for record, response, delivery in self._sent:
-            error = loop.producer.outcome(delivery)
-            if error is None:
-                confirmed[response.topic] += 1
-                continue
-            partition = Partition(record.topic, record.partition)
-            if partition not in failed or record.offset < failed[partition][0].offset:
-                passing = error.passing or loop.handlings[record.topic].take_apart(record)
-                failed[partition] = record, response, DeliveryError(f"{response.topic}: {error}", passing=passing)
-        for partition, (record, _, _) in failed.items():
-            # before all else, so that nothing is committed past it whatever breaks below
-            track = loop.track(partition)
-            track.done, track.ahead = (
-                record.offset,
-                {},
-            )  # what stands behind it comes again, so that keys keep their order
-        self._sent = []
-        for topic, count in confirmed.items():
-            loop.monitor.notice("responded", topic=topic, count=count)
+        failed: dict[Partition, tuple[Sent, DeliveryError]] = {}
+        for partition, (track, sent) in [*self._sent.items()]:
+            problem = self._look_at(sent)
+            if loop.tracks.get(partition) is not track:
+                del self._sent[partition]
+            elif problem is not None:
+                failed[partition] = sent[0], problem
+                # before all else, so that nothing is committed past it whatever breaks below
+                track.done = sent[0][0].offset
+                track.ahead = {}  # what stands behind it comes again, so that keys keep their order
+        for _, sent in self._sent.values():
+            sent.clear()
+        self._room, self._room_bytes = MOST_SENT, MOST_SENT_BYTES
         if failed:
             loop.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
-        for partition, (record, response, problem) in failed.items():
+        for partition, ((record, response, _), error) in failed.items():
             if partition in loop.left:  # while a hook took long
                 continue
             handling, track = loop.handlings[record.topic], loop.track(partition)
+            passing = error.passing or handling.take_apart(record)
+            problem = DeliveryError(f"{response.topic}: {error}", passing=passing)
             if handling.is_copy([response]):
                 loop.failing.not_sent(handling, track, record, response, problem)
             elif loop.failing.failed(handling, track, record, problem):
                 loop.client.seek(partition, record.offset + 1)
         return set(failed)
 
+    def _look_at(self, sent: list[Sent]) -> DeliveryError | None:
+        """Removes what Kafka has confirmed, up to the first that it has not: gives why."""
+        loop = self.loop
+        confirmed: Counter[str] = Counter()
+        problem = None
+        for _, response, delivery in sent:
+            problem = loop.producer.outcome(delivery)
+            if problem is not None:
+                break
+            confirmed[response.topic] += 1
+        del sent[: confirmed.total()]
+        for topic, count in confirmed.items():
+            loop.monitor.notice("responded", topic=topic, count=count)
+        return problem
+
+    def leave(self, partitions: Sequence[Partition]) -> None:
+        """Looks at what is under way of partitions that leave, so that it need not come again."""
+        producer = self.loop.producer
+        producer.settle(LAST_CHANCE)
+        leaving = [found for partition in partitions if (found := self._sent.get(partition)) and found.sent]
+        if leaving:
+            with producer.in_place_of(self.loop.claim):
+                producer.flush(LAST_CHANCE)
+                for _, sent in leaving:
+                    self._look_at(sent)
+
     def unsettled(self) -> dict[Partition, int]:
         """Of each partition the first message that is handled, but whose responses are not confirmed yet."""
+        loop = self.loop
         offsets: dict[Partition, int] = {}
-        for record, _, _ in self._sent:
-            offsets.setdefault(Partition(record.topic, record.partition), record.offset)
+        for partition, (track, sent) in [*self._sent.items()]:
+            if sent and (loop.tracks.get(partition) is track or loop.left.get(partition) is track):
+                offsets[partition] = sent[0][0].offset
         if self.transactions is not None:
             offsets.update(self.transactions.unsettled())
         return offsets
@@ -212,20 +273,16 @@ class Inline:
 
     def _forget(self, partition: Partition) -> bool:
         """Its messages are somebody else's now, and come again there. Gives whether all their responses arrived."""
-        sent, self._sent = self._sent, []
-        its = []
-        for record, response, delivery in sent:
-            if Partition(record.topic, record.partition) == partition:
-                its.append(delivery)
-            else:
-                self._sent.append((record, response, delivery))
-        if its:
-            self.loop.producer.flush()
-        return all(self.loop.producer.outcome(delivery) is None for delivery in its)
+        found = self._sent.pop(partition, None)
+        if found is None or not found.sent:
+            return True
+        self.loop.producer.flush()
+        return self._look_at(found.sent) is None
 
     def drop(self) -> None:
         """Forgets what is not confirmed: its messages come again."""
-        self._sent = []
+        self._sent = {}
+        self._room, self._room_bytes = MOST_SENT, MOST_SENT_BYTES
         if self.transactions is not None:
             self.transactions.drop()
 

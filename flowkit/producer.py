@@ -299,9 +299,21 @@ class Producer:
         client: Any = self._make(self._settings(), transactional_id=transactional_id)
         return client  # type: ignore[no-any-return]
 
-    def claim(self) -> None:
+    def claim(self) -> str:
         """Gives this thread a client of its own: a consumer's must not suffer from what another group sends."""
-        self._thread.index = f"own-{threading.get_ident()}"
+        claim: str = f"own-{threading.get_ident()}"
+        self._thread.index = claim
+        return claim
+
+    @contextmanager
+    def in_place_of(self, claim: str | None) -> Iterator[None]:
+        """For another thread: uses the client of the one that has claimed it."""
+        before = getattr(self._thread, "index", None)
+        self._thread.index = before if claim is None else claim
+        try:
+            yield
+        finally:
+            self._thread.index = before
 
     def release(self) -> None:
         """Closes the client that this thread claimed."""

@@ -14,6 +14,7 @@ import pytest
 
 import flowkit.consumer
 import flowkit.dispatch
+import flowkit.inline
 import flowkit.lookout
 import flowkit.queueing
 from flowkit import Flowkit, Message, Retry
@@ -1123,16 +1124,79 @@ def test_a_paused_partition_that_leaves_and_comes_back_is_not_paused_any_more(cl
     assert seen == [1, 1, 2]
 
 
-def test_unsettled_responses_are_not_committed_by_a_rebalance(clock: Clock) -> None:
-    app = make_app()
+@pytest.mark.parametrize("lost", [False, True], ids=["revoked", "lost"])
+def test_no_offset_is_ahead_of_a_response_when_a_partition_leaves(clock: Clock, lost: bool) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR})
+    seen = relay(app)
+    loop = Loop(app, clock)
+    loop.turn()
+    refuse_values(loop, 3, times=1)
+    loop.put("a", 1, 2, 3, 4)
+    loop.turn()
+    assert seen == [1, 2, 3, 4]
+    loop.take_away("a", lost=lost)
+    assert loop.committed("a") == (None if lost else 2)
+    loop.turn(2)
+    assert seen == [1, 2, 3, 4, 3, 4]
+    assert loop.values("out") == [1, 2, 4, 3, 4]
+
+
+def test_responses_are_waited_for_when_a_partition_leaves_so_that_nothing_is_repeated(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR})
+    seen = relay(app)
+    loop = Loop(app, clock)
+    loop.turn()
+    loop.put("a", 1, 2, 3, 4)
+    loop.turn()
+    loop.take_away("a")
+    assert loop.committed("a") == 4
+    loop.turn(2)
+    assert seen == [1, 2, 3, 4]
+
+
+def test_a_response_of_a_partition_that_left_is_no_matter_of_its_next_stay(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR})
+    seen = relay(app)
+    loop = Loop(app, clock)
+    loop.turn()
+    refuse_values(loop, 2, times=1)
+    loop.put("a", 1, 2, 3, 4)
+    loop.turn()
+    loop.take_away("a")
+    loop.broker.commits["g"][Partition("a", 0)] = 4  # somebody else has handled the rest
+    loop.put("a", 5)
+    loop.turn(3)
+    loop.consumer.inline.settle()
+    loop.consumer.commit()
+    assert seen == [1, 2, 3, 4, 5]
+    assert loop.committed("a") == 5
+    assert not [error for _, error, _ in loop.events.errors if isinstance(error, DeliveryError)]
+
+
+def test_responses_are_looked_at_in_the_turn_that_no_message_came(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR})
     relay(app)
     loop = Loop(app, clock)
-    loop.put("a", 1, 2, 3)
-    loop.consumer.inline.settle = lambda: set()  # type: ignore[method-assign]
     loop.turn()
-    assert loop.committed("a") == 0
-    loop.take_away("a")
-    assert loop.committed("a") == 0
+    loop.put("a", 1, 2)
+    loop.turn()
+    assert loop.consumer.inline.waits
+    loop.turn()
+    assert not loop.consumer.inline.waits
+
+
+def test_too_many_responses_that_are_not_looked_at_end_a_slice(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flowkit.inline, "MOST_SENT", 3)
+    app = make_app(kafka={"offset_commit_interval": HOUR})
+    seen = relay(app)
+    loop = Loop(app, clock)
+    loop.turn()
+    refuse_values(loop, 5, times=1)
+    loop.put("a", *range(1, 9))
+    loop.turn()
+    assert seen == [1, 2, 3, 4, 5, 6]  # two slices of three, and then it was seen
+    loop.turn(3)
+    assert seen == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
 
 
 def test_messages_of_a_waiting_partition_are_not_skipped_whatever_the_client_does(clock: Clock) -> None:

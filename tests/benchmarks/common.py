@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
@@ -67,6 +68,12 @@ class Tally:
     def __call__(self, data: dict) -> None:  # type: ignore[type-arg]
         self.count += 1
         self.total += data["id"]
+
+    take = __call__
+
+    def take_typed(self, data: Any, message: object) -> None:
+        self.count += 1
+        self.total += data.id
 
     def check(self, count: int, side: str) -> None:
         """Ends the run unless it has seen the messages 0 to ``count - 1``."""
