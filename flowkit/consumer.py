@@ -232,6 +232,8 @@ class Consumer:
                 queued[partition] = records
         if queueing is not None and queued:
             queueing.take(queued)
+        if self.inline.waits:
+            self.inline.look()
         due = self.commit_due()
         if due or self.settle_due():
             self.inline.settle()
@@ -358,7 +360,7 @@ class Consumer:
         the time that its messages take.
         """
         inline = self.inline
-        at_once = inline.transactions is not None or inline.is_full or not self.batch
+        at_once = inline.transactions is not None or inline.is_urgent or not self.batch
         return at_once or time.monotonic() >= self._settle_at
 
     # Offsets.

@@ -80,6 +80,9 @@ MOST_RETRY_TOPICS = 20
 UNWATCHED, MOST_UNWATCHED = 0.001, 64
 """Seconds, about, and messages at most, between two looks at the clock where messages take next to no time."""
 
+JSON_OBJECTS = (dict, list)
+"""What a handler returns most."""
+
 LONGEST_JOB = 1.0
 """Seconds that a job of many messages may take in any case; ten times ``job_seconds``, if that is more."""
 
@@ -190,9 +193,13 @@ class Handling:
         except ConfigurationError as error:
             raise ConfigurationError(f"topic {route.topic!r}, handler {route.where}: {error}") from error
         self._answers_to = next(iter(self.declarations)) if len(self.declarations) == 1 else None
+        self._answers_in_json = any(declared.parser is Json for declared in self.declarations.values()) and (
+            self._answers_to is not None
+        )
         self._told_unused = False
-        self._idle = Call(route.name, {}, self.parser)
-        self._read: Decode | None = None
+        self._read = None if self.before else self._plain_reader()
+        # what hooks respond; of a plain handler, which is not called beside itself, what it does
+        self._idle = Call(route.name, {} if self._read is None else self.declarations, self.parser)
         self.call, self.call_queued = self._calls()
 
     @property
@@ -244,6 +251,13 @@ class Handling:
         """The handler as a function of its message, and the annotation of its payload."""
         return bind(handler)
 
+    def _plain_reader(self) -> Decode | None:
+        """What reads the payload of a handler that ``_run_plain`` may call: a function of Python of the payload alone."""
+        handler = self.route.handler
+        if self.route.batch or self.route.responder or not (inspect.isfunction(handler) or inspect.ismethod(handler)):
+            return None
+        return getattr(self.decode, "quick", self.decode) if takes_payload_only(handler) else None
+
     def _calls(self) -> tuple[Run, Run]:
         """The shortest ways through this route, with hooks (in the consumer) and without (in a worker): hooks, ``Message`` and
         the check cost nothing where they are not used.
@@ -261,8 +275,6 @@ class Handling:
                 self._tell_unused_value(finish(result))
             return idle.take() if idle.responses else ()
 
-        if not self.before and (inspect.isfunction(handler) or inspect.ismethod(handler)):
-            self._read = getattr(decode, "quick", decode)
         plain = self.interchanger is Plain
         return self._call_with_hooks if self.before else call, call if plain else self._call_queued
 
@@ -349,10 +361,10 @@ class Handling:
     def _run_plain(
         self, read: Decode, records: Sequence[Record], send: Send, received: float, until: Until
     ) -> tuple[int, Exception | None]:
-        """``run`` for a handler of the payload alone, which declares nothing: few lines of Python for a message, and no frame
+        """``run`` for a handler of the payload alone: few lines of Python for a message, and where it declares nothing no frame
         but the handler's. The clock is looked at after 1, 2, 4, ... messages, as long as those take less than ``UNWATCHED``.
         """
-        handler, idle, clock = self.route.handler, self._idle, time.monotonic
+        handler, idle, clock, declares = self.route.handler, self._idle, time.monotonic, bool(self.declarations)
         values = values_of(records)
         done, step = 0, 1
         token = current.set(idle)
@@ -366,8 +378,10 @@ class Handling:
                         if not until.at:  # somebody else has brought it forward
                             break
                         result = handler(read(value))
-                        if result is not None or idle.responses:
-                            self._send_rest(records[done], result, send)
+                        if result is not None or declares or idle.responses:
+                            responses = self._ended(result)
+                            if responses:
+                                send(records[done], responses)
                         done += 1
                 except Abort:
                     idle.take()
@@ -392,12 +406,23 @@ class Handling:
             idle.take()
         return done, None
 
-    def _send_rest(self, record: Record, result: Any, send: Send) -> None:
-        """What else may come of a handler that declares nothing."""
-        if result is not None:
-            self._tell_unused_value(finish(result))
-        if self._idle.responses:
-            send(record, self._idle.take())
+    def _ended(self, result: Any) -> Sequence[Response]:
+        """``end`` for a plain handler, which has one call for all messages."""
+        call = self._idle
+        topic = self._answers_to
+        if self._answers_in_json and type(result) in JSON_OBJECTS:
+            # what ``call.respond_to`` does with it, in a third of the time
+            call.responses.append(tuple.__new__(Response, (topic, Json.generate(result), None, None, None, (), Json)))
+        elif result is not None and (result := finish(result)) is not None:
+            self._answer(call, result)
+        responses = call.responses
+        if len(responses) == 1 and responses[0].topic == topic:
+            call.responses = []
+            return responses
+        if self.declarations:
+            call.returned_to = topic if result is not None else None
+            call.check()
+        return call.take()
 
     def handle(self, message: Message) -> Sequence[Response]:
         """Calls the handler and gives the responses that passed the check. Hooks have run before; ``Abort`` may come out."""

@@ -16,13 +16,11 @@ from .message import Partition, Record
 from .responses import Response
 
 if TYPE_CHECKING:
+    from .clients import ProducerClient
     from .consumer import Consumer, Track
-    from .dispatch import Handling
+    from .dispatch import Handling, Send
     from .transactions import Transactions
 
-
-MOST_SENT, MOST_SENT_BYTES = 10_000, 32 * 1024 * 1024
-"""Responses, and bytes of their values, of which it is not known whether Kafka has them, until handlers wait for that."""
 
 LAST_CHANCE = 5.0
 """Seconds that a rebalance waits for what Kafka has not confirmed of partitions that leave. The rest comes again elsewhere."""
@@ -44,7 +42,12 @@ class Inline:
     def __init__(self, loop: Consumer) -> None:
         self.loop = loop
         self._sent: dict[Partition, UnderWay] = {}
-        self._room, self._room_bytes = MOST_SENT, MOST_SENT_BYTES
+        self._client: ProducerClient | None = None
+        """That of the slice in hand, if it has sent anything."""
+        self.waits = False
+        """Whether there are responses that were not looked at."""
+        self.is_urgent = False
+        """Whether what is under way is not to wait for the next commit."""
         self.parallel = any(handling.concurrency > 1 for handling in loop.handlings.values())
         self.transactions: Transactions | None = None
         if any(handling.transactional for handling in loop.handlings.values()):
@@ -67,15 +70,12 @@ class Inline:
             return
         if track.begun is None:
             track.begun = records[0].offset
-        if handling.transactional and self.transactions is not None:
-            send = partial(self.transactions.add, partition, track)
-        else:
-            send = partial(self._send, self._under_way(partition, track).sent)
         threshold = loop.settings.kafka.offset_commit_threshold
         at = 0
         while at < len(records):
             limit = max(0, threshold - loop.since_commit) if threshold else len(records)
             slice_ = records[at : at + limit] if at or limit < len(records) else records
+            send = self._sender(handling, partition, track)
             with loop.loan:
                 attempt = track.attempt_of(records[at])
                 done, error = handling.run(
@@ -89,6 +89,8 @@ class Inline:
                 at += done
                 loop.since_commit += done
                 track.done = records[at - 1].offset + 1
+                # whether one that has failed before is over it, is to be known before it counts as that
+                self.is_urgent = self.is_urgent or track.failed_at is not None
             if error is not None:
                 # what its partition has waiting goes first: with its dead letter the offset moves on
                 if handling.transactional and (partition in self.settle() or partition in loop.left):
@@ -159,36 +161,31 @@ class Inline:
             return False
         return True
 
-    def _under_way(self, partition: Partition, track: Track) -> UnderWay:
+    def _sender(self, handling: Handling, partition: Partition, track: Track) -> Send:
+        """What takes the responses of one slice."""
+        if handling.transactional and self.transactions is not None:
+            return partial(self.transactions.add, partition, track)
         found = self._sent.get(partition)
         if found is None or found.track is not track:
             found = self._sent[partition] = UnderWay(track, [])
-        return found
+        self._client = None
+        return partial(self._send, found.sent)
 
     def _send(self, sent: list[Sent], record: Record, responses: Sequence[Response]) -> None:
-        start = self.loop.producer.start
+        producer = self.loop.producer
+        client = self._client
+        if client is None:
+            client = self._client = producer.here
+        self.waits = True
         for response in responses:
-            sent.append((record, response, start(response)))
-            self._room -= 1
-            if response.value is not None:
-                self._room_bytes -= len(response.value)
-        if self._room <= 0 or self._room_bytes <= 0:
-            self.loop.until.at = 0.0  # what is in hand is the last of this slice, and then it is settled
-
-    @property
-    def waits(self) -> bool:
-        """Whether there are responses that were not looked at."""
-        return self._room < MOST_SENT
-
-    @property
-    def is_full(self) -> bool:
-        return self._room <= 0 or self._room_bytes <= 0
+            sent.append((record, response, producer.start(response, client)))
 
     def settle(self) -> set[Partition]:
         """Waits for every response, and puts back the messages whose responses Kafka did not confirm.
 
         Gives the partitions of those messages: they go on from there with the next poll.
         """
+        self.is_urgent = False
         self.loop.producer.settle()
         failed = self._settle_sent() if self.waits else set()
         return failed if self.transactions is None else failed | self.transactions.settle()
@@ -208,7 +205,7 @@ class Inline:
                 track.ahead = {}  # what stands behind it comes again, so that keys keep their order
         for _, sent in self._sent.values():
             sent.clear()
-        self._room, self._room_bytes = MOST_SENT, MOST_SENT_BYTES
+        self.waits = False
         if failed:
             loop.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
         for partition, ((record, response, _), error) in failed.items():
@@ -225,18 +222,28 @@ class Inline:
 
     def _look_at(self, sent: list[Sent]) -> DeliveryError | None:
         """Removes what Kafka has confirmed, up to the first that it has not: gives why."""
-        loop = self.loop
-        confirmed: Counter[str] = Counter()
-        problem = None
-        for _, response, delivery in sent:
-            problem = loop.producer.outcome(delivery)
-            if problem is not None:
-                break
-            confirmed[response.topic] += 1
-        del sent[: confirmed.total()]
-        for topic, count in confirmed.items():
-            loop.monitor.notice("responded", topic=topic, count=count)
+        client = self.loop.producer.here
+        count = len(sent) if client is None else client.confirmed([delivery for _, _, delivery in sent])
+        problem = client.outcome(sent[count][2]) if client is not None and count < len(sent) else None
+        self._remove(sent, count)
         return problem
+
+    def _remove(self, sent: list[Sent], count: int) -> None:
+        confirmed = Counter([response.topic for _, response, _ in sent[:count]])
+        del sent[:count]
+        for topic, number in confirmed.items():
+            self.loop.monitor.notice("responded", topic=topic, count=number)
+
+    def look(self) -> None:
+        """Lets go of what Kafka has confirmed by now, and waits for nothing: what is kept costs more the longer it is."""
+        client = self.loop.producer.here
+        if client is None:
+            return
+        for _, sent in self._sent.values():
+            if sent:
+                self._remove(sent, client.confirmed([delivery for _, _, delivery in sent]))
+            if sent and client.ended(sent[0][2]):
+                self.is_urgent = True  # it has failed
 
     def leave(self, partitions: Sequence[Partition]) -> None:
         """Looks at what is under way of partitions that leave, so that it need not come again."""
@@ -282,7 +289,7 @@ class Inline:
     def drop(self) -> None:
         """Forgets what is not confirmed: its messages come again."""
         self._sent = {}
-        self._room, self._room_bytes = MOST_SENT, MOST_SENT_BYTES
+        self.waits = False
         if self.transactions is not None:
             self.transactions.drop()
 

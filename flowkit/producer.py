@@ -84,6 +84,11 @@ class Producer:
                     atexit.register(self.settle)
         return client
 
+    @property
+    def here(self) -> ProducerClient | None:
+        """The client of this thread, for many calls in a row; None while a test keeps the messages."""
+        return None if self._keep else self._client
+
     # For everybody.
 
     def send(
@@ -236,12 +241,12 @@ class Producer:
         if self._keep:
             return self._keep(item)
         client = client or self._client
-        partition = item.partition
-        if item.topic not in self._met:
+        topic, value, key, partition, partition_key, headers, _ = item
+        if topic not in self._met:
             return self._start_first(item, client)
-        if partition is None and item.partition_key is not None:
-            partition = client.partition_for(item.topic, item.partition_key)
-        return client.send(item.topic, item.value, item.key, item.headers, partition)
+        if partition is None and partition_key is not None:
+            partition = client.partition_for(topic, partition_key)
+        return client.send(topic, value, key, headers, partition)
 
     def _start_first(self, item: Response, client: ProducerClient) -> Any:
         """The first of a topic waits until the client has asked about it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import flowkit.clients.memory
 import flowkit.consumer
 import flowkit.dispatch
 import flowkit.inline
@@ -828,7 +829,7 @@ def test_a_producer_that_breaks_while_it_is_asked_commits_nothing(
         loop.consumer.stop()  # ends run() after the first turn
         raise BrokerUnavailable("gone")
 
-    monkeypatch.setattr(loop.producer, what, broken)
+    monkeypatch.setattr(flowkit.clients.memory.Producer, what, broken)
     loop.consumer.run()
     assert loop.committed("a") in (None, 0)
 

@@ -99,6 +99,9 @@ class ProducerClient(Protocol):
     def outcome(self, delivery: Any) -> DeliveryError | None:
         """None where the broker has confirmed; else why not."""
 
+    def confirmed(self, deliveries: Sequence[Any]) -> int:
+        """How many of these deliveries, from the first on, the broker has confirmed by now."""
+
     def notify(self, delivery: Any, tell: Callable[[], None]) -> None:
         """Calls ``tell`` when the delivery has ended, which may be now, and maybe on a thread of the client's."""
 

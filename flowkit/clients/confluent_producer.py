@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kafka.partitioner import murmur2
@@ -67,10 +67,16 @@ def _cause(error: BaseException) -> Any:
 class Delivery:
     """What becomes of one message. ``error`` is None while it is under way, and where Kafka has confirmed."""
 
-    __slots__ = ("apart", "error", "is_done", "message")
+    __slots__ = ("apart", "error", "headers", "is_done", "key", "partition", "topic", "value")
 
-    def __init__(self, message: tuple[Any, ...], apart: deque[Delivery] | None) -> None:
-        self.message = message
+    def __init__(
+        self, topic: str, value: Any, key: Any, partition: int, headers: HeaderPairs, apart: deque[Delivery] | None
+    ) -> None:
+        self.topic = topic
+        self.value = value
+        self.key = key
+        self.partition = partition
+        self.headers = headers
         self.apart = apart
         self.is_done = False
         self.error: Any = None
@@ -94,7 +100,8 @@ class Producer:
         self._timeout = settings.connection_pool.timeout
         self._trouble = Trouble(settings)
         self._producer = self._trouble.opened(confluent_kafka.Producer, options)
-        self._partitions: dict[str, tuple[int, float]] = {}
+        self._partitions: dict[str, int] = {}
+        self._known_until = 0.0
         self._apart: deque[Delivery] | None = deque()
         self._serving: threading.Thread | None = None
         self._lock, self._one_by_one = threading.Lock(), threading.Lock()
@@ -105,18 +112,25 @@ class Producer:
     def send(
         self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
     ) -> Delivery:
-        self._count(topic)
-        message = topic, value, key, -1 if partition is None else partition
-        delivery = Delivery((*message, [*headers]), self._apart)
-        self._start(delivery)
+        if topic not in self._partitions or time.monotonic() > self._known_until:
+            self._count(topic)
+        number = -1 if partition is None else partition
+        delivery = Delivery(topic, value, key, number, headers, self._apart)
+        if headers:
+            self._start(delivery)
+            return delivery
+        try:
+            self._producer.produce(topic, value, key, number, delivery.end)
+        except (BufferError, KafkaException, TypeError, ValueError):
+            self._start(delivery)  # which waits, or says what is wrong
         return delivery
 
     def _start(self, delivery: Delivery) -> None:
-        *message, headers = delivery.message
-        topic, deadline = message[0], 0.0
+        topic, deadline = delivery.topic, 0.0
+        message = topic, delivery.value, delivery.key, delivery.partition, delivery.end
         while True:
             try:
-                self._producer.produce(*message, delivery.end, headers=headers)
+                self._producer.produce(*message, headers=[*delivery.headers])
                 return
             except BufferError as error:  # it holds as many as it may
                 deadline = deadline or time.monotonic() + self._timeout
@@ -136,23 +150,21 @@ class Producer:
 
     def _count(self, topic: str) -> int:
         """The number of its partitions. librdkafka would make a topic that does not exist, or find out half a minute later."""
-        count, until = self._partitions.get(topic, (0, 0.0))
-        if time.monotonic() < until:
+        count = self._partitions.get(topic, 0)
+        if count and time.monotonic() < self._known_until:
             return count
         try:
             topics = self._producer.list_topics(timeout=self._timeout).topics  # of one topic alone, it would make it
         except KafkaException as error:
             if count:  # else each message would wait as long
-                self._partitions[topic] = count, time.monotonic() + self._timeout
+                self._known_until = time.monotonic() + self._timeout
                 return count
             raise no_topic(topic, self._timeout) from error
-        until = time.monotonic() + METADATA_AGE
-        self._partitions = {
-            name: (len(found.partitions), until) for name, found in topics.items() if found.partitions
-        }
+        self._known_until = time.monotonic() + METADATA_AGE
+        self._partitions = {name: len(found.partitions) for name, found in topics.items() if found.partitions}
         if topic not in self._partitions:
             raise no_topic(topic, self._timeout)
-        return len(topics[topic].partitions)
+        return self._partitions[topic]
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -201,6 +213,14 @@ class Producer:
         if isinstance(delivery.error, DeliveryError):
             return delivery.error
         return self._problem("Kafka did not take the message", delivery.error)
+
+    def confirmed(self, deliveries: Sequence[Delivery]) -> int:
+        if deliveries and not deliveries[-1].is_done:
+            self._served(self._producer.poll, 0)
+        for count, delivery in enumerate(deliveries):
+            if not delivery.is_done or delivery.error is not None:
+                return count
+        return len(deliveries)
 
     def notify(self, delivery: Delivery, tell: Callable[[], None]) -> None:
         with self._lock:

@@ -268,6 +268,12 @@ class Producer:
             f"Kafka did not take the message: {error!r}", passing=bool(getattr(error, "retriable", False))
         )
 
+    def confirmed(self, deliveries: Sequence[Any]) -> int:
+        for count, delivery in enumerate(deliveries):
+            if not delivery.is_done or delivery.failed():
+                return count
+        return len(deliveries)
+
     def notify(self, delivery: Any, tell: Callable[[], None]) -> None:
         delivery.add_both(lambda _: tell())
 

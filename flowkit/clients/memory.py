@@ -8,6 +8,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from ..errors import DeliveryError
@@ -197,6 +198,9 @@ class Producer:
         if delivery is None or isinstance(delivery, DeliveryError):
             return delivery
         return DeliveryError(f"Kafka did not take the message: {delivery!r}")
+
+    def confirmed(self, deliveries: Sequence[Any]) -> int:
+        return sum(1 for _ in takewhile(lambda delivery: self.outcome(delivery) is None, deliveries))
 
     def notify(self, delivery: Any, tell: Callable[[], None]) -> None:  # noqa: ARG002
         tell()
