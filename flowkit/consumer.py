@@ -49,8 +49,8 @@ ROUNDS = 20
 MOST_OF_ALL = 50_000
 """Messages of one poll in any case: Redis takes a million arguments in a call at most, and a job has twenty."""
 
-SETTLE_EVERY = 0.2
-"""Seconds after which the loop looks whether Kafka has the responses, if no commit asks for that earlier."""
+WAITING_POLL = 0.02
+"""The same while Kafka has not confirmed every response: where no message comes, they are waited for."""
 
 RECONNECT = Retry(first=0.5, cap=15.0)
 """Waits between attempts to reach brokers or Redis."""
@@ -136,7 +136,7 @@ class Consumer:
         self._refused: dict[Partition, int] = {}
         self.received = 0.0
         self.poll_by = 0.0
-        self._commit_at = self._settle_at = 0.0
+        self._commit_at = 0.0
         self.since_commit = 0
         self._reconnects = 0
         self._behind: dict[Partition, int] = {}
@@ -232,12 +232,8 @@ class Consumer:
                 queued[partition] = records
         if queueing is not None and queued:
             queueing.take(queued)
-        if self.inline.waits:
-            self.inline.look()
         due = self.commit_due()
-        if due or self.settle_due():
-            self.inline.settle()
-            self._settle_at = time.monotonic() + SETTLE_EVERY
+        self.inline.settle_if_due(commits=due)
         if due:
             self.commit()
         elif self._confirmed:
@@ -286,7 +282,7 @@ class Consumer:
         due = [track.resume_at for track in self.tracks.values() if track.resume_at is not None]
         longest = min(POLL_TIMEOUT, self.queueing.patience) if self.queueing is not None else POLL_TIMEOUT
         if self.inline.waits:
-            longest = min(longest, max(0.0, min(self._settle_at, self._commit_at) - time.monotonic()))
+            longest = min(longest, WAITING_POLL)
         return min(longest, max(0.0, min(due) - time.monotonic())) if due else longest
 
     def clock_starts(self) -> float:
@@ -355,14 +351,6 @@ class Consumer:
                 if not track.held:
                     self.client.resume(partition)
 
-    def settle_due(self) -> bool:
-        """Whether responses that are under way are waited for at the end of this turn: a wait for each batch would be most of
-        the time that its messages take.
-        """
-        inline = self.inline
-        at_once = inline.transactions is not None or inline.is_urgent or not self.batch
-        return at_once or time.monotonic() >= self._settle_at
-
     # Offsets.
 
     def commit_due(self) -> bool:
@@ -386,9 +374,11 @@ class Consumer:
 
     def commit(self) -> None:
         """Commits what is finished. Where the group has moved on, the messages come again, to somebody."""
+        offsets = self._uncommitted()
+        if self.inline.waits and not offsets:
+            return  # as soon as Kafka has confirmed something
         self._commit_at = time.monotonic() + self.settings.kafka.offset_commit_interval
         self.since_commit = 0
-        offsets = self._uncommitted()
         if not offsets:
             return
         try:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .transactions import Transactions
 
 
+MOST_SENT = 10_000
+"""Responses that Kafka has not confirmed, beyond which nothing is handled until it has."""
+
 LAST_CHANCE = 5.0
 """Seconds that a rebalance waits for what Kafka has not confirmed of partitions that leave. The rest comes again elsewhere."""
 
@@ -42,12 +45,10 @@ class Inline:
     def __init__(self, loop: Consumer) -> None:
         self.loop = loop
         self._sent: dict[Partition, UnderWay] = {}
-        self._client: ProducerClient | None = None
-        """That of the slice in hand, if it has sent anything."""
         self.waits = False
         """Whether there are responses that were not looked at."""
         self.is_urgent = False
-        """Whether what is under way is not to wait for the next commit."""
+        """Whether what is under way is to be waited for now."""
         self.parallel = any(handling.concurrency > 1 for handling in loop.handlings.values())
         self.transactions: Transactions | None = None
         if any(handling.transactional for handling in loop.handlings.values()):
@@ -152,9 +153,10 @@ class Inline:
     def _pause_for_breath(self, partition: Partition, following: Record) -> bool:
         """In the middle of a batch: settles and commits what is due. False if the rest of the batch is polled again."""
         loop = self.loop
-        if partition in self.settle() or partition in loop.left:
+        due = loop.commit_due()
+        if partition in self.settle_if_due(commits=due) or partition in loop.left:
             return False
-        if loop.commit_due():
+        if due:
             loop.commit()
         if loop.clock_starts() > loop.poll_by:
             loop.client.seek(partition, following.offset)
@@ -168,17 +170,35 @@ class Inline:
         found = self._sent.get(partition)
         if found is None or found.track is not track:
             found = self._sent[partition] = UnderWay(track, [])
-        self._client = None
-        return partial(self._send, found.sent)
+        return self._make_send(found.sent)
 
-    def _send(self, sent: list[Sent], record: Record, responses: Sequence[Response]) -> None:
-        producer = self.loop.producer
-        client = self._client
-        if client is None:
-            client = self._client = producer.here
-        self.waits = True
-        for response in responses:
-            sent.append((record, response, producer.start(response, client)))
+    def _make_send(self, sent: list[Sent]) -> Send:
+        """As a closure: what is looked up here is not looked up for each message."""
+        producer, keep = self.loop.producer, sent.append
+        start = producer.start
+        client: ProducerClient | None = None
+
+        def send(record: Record, responses: Sequence[Response]) -> None:
+            nonlocal client
+            if client is None:
+                client = producer.here
+                self.waits = True
+            for response in responses:
+                keep((record, response, start(response, client)))
+
+        return send
+
+    def settle_if_due(self, *, commits: bool) -> set[Partition]:
+        """``settle``, if it cannot wait. ``commits``: offsets are about to be committed; those behind what Kafka has not
+        confirmed are left for the next time, so that responses are under way while the next messages are handled.
+        """
+        loop = self.loop
+        if self.waits:
+            self._let_go()
+        urgent = self.is_urgent or self.transactions is not None or not loop.batch
+        if urgent or (commits and loop.producer.under_way):
+            return self.settle()
+        return set()
 
     def settle(self) -> set[Partition]:
         """Waits for every response, and puts back the messages whose responses Kafka did not confirm.
@@ -223,8 +243,14 @@ class Inline:
     def _look_at(self, sent: list[Sent]) -> DeliveryError | None:
         """Removes what Kafka has confirmed, up to the first that it has not: gives why."""
         client = self.loop.producer.here
-        count = len(sent) if client is None else client.confirmed([delivery for _, _, delivery in sent])
-        problem = client.outcome(sent[count][2]) if client is not None and count < len(sent) else None
+        problem, count = None, 0 if client is not None else len(sent)
+        while client is not None and count < len(sent):
+            count += client.confirmed([delivery for _, _, delivery in sent[count:]])
+            if count < len(sent):
+                problem = client.outcome(sent[count][2])
+                if problem is not None:
+                    break
+                count += 1  # confirmed between the two questions
         self._remove(sent, count)
         return problem
 
@@ -234,16 +260,20 @@ class Inline:
         for topic, number in confirmed.items():
             self.loop.monitor.notice("responded", topic=topic, count=number)
 
-    def look(self) -> None:
-        """Lets go of what Kafka has confirmed by now, and waits for nothing: what is kept costs more the longer it is."""
+    def _let_go(self) -> None:
+        """Removes what Kafka has confirmed by now, and waits for nothing. It is urgent if one has failed, or too many wait."""
         client = self.loop.producer.here
         if client is None:
             return
+        left = 0
         for _, sent in self._sent.values():
             if sent:
                 self._remove(sent, client.confirmed([delivery for _, _, delivery in sent]))
-            if sent and client.ended(sent[0][2]):
-                self.is_urgent = True  # it has failed
+                left += len(sent)
+                if sent and client.ended(sent[0][2]):
+                    self.is_urgent = True
+        self.waits = left > 0
+        self.is_urgent = self.is_urgent or left > MOST_SENT
 
     def leave(self, partitions: Sequence[Partition]) -> None:
         """Looks at what is under way of partitions that leave, so that it need not come again."""

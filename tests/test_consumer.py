@@ -816,7 +816,7 @@ def test_failed_deliveries_of_different_messages_are_different_attempts(clock: C
     assert set(loop.values("out")) == {1, 2, 3}
 
 
-@pytest.mark.parametrize("what", ["flush", "outcome"])
+@pytest.mark.parametrize("what", ["flush", "confirmed", "outcome"])
 def test_a_producer_that_breaks_while_it_is_asked_commits_nothing(
     clock: Clock, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -829,7 +829,10 @@ def test_a_producer_that_breaks_while_it_is_asked_commits_nothing(
         loop.consumer.stop()  # ends run() after the first turn
         raise BrokerUnavailable("gone")
 
-    monkeypatch.setattr(flowkit.clients.memory.Producer, what, broken)
+    client = flowkit.clients.memory.Producer
+    if what != "confirmed":
+        monkeypatch.setattr(client, "confirmed", lambda *_: 0)
+    monkeypatch.setattr(client, what, broken)
     loop.consumer.run()
     assert loop.committed("a") in (None, 0)
 
@@ -1155,7 +1158,16 @@ def test_responses_are_waited_for_when_a_partition_leaves_so_that_nothing_is_rep
     assert seen == [1, 2, 3, 4]
 
 
-def test_a_response_of_a_partition_that_left_is_no_matter_of_its_next_stay(clock: Clock) -> None:
+def confirm_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is sent has ended when the loop looks, but for those that it waits for."""
+    monkeypatch.setattr(flowkit.clients.memory.Producer, "confirmed", lambda *_: 0)
+    monkeypatch.setattr(flowkit.clients.memory.Producer, "ended", lambda *_: False)
+
+
+def test_a_response_of_a_partition_that_left_is_no_matter_of_its_next_stay(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirm_late(monkeypatch)
     app = make_app(kafka={"offset_commit_interval": HOUR})
     seen = relay(app)
     loop = Loop(app, clock)
@@ -1174,20 +1186,29 @@ def test_a_response_of_a_partition_that_left_is_no_matter_of_its_next_stay(clock
     assert not [error for _, error, _ in loop.events.errors if isinstance(error, DeliveryError)]
 
 
-def test_responses_are_looked_at_in_the_turn_that_no_message_came(clock: Clock) -> None:
-    app = make_app(kafka={"offset_commit_interval": HOUR})
+def test_responses_are_waited_for_in_the_turn_that_no_message_came(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirm_late(monkeypatch)
+    app = make_app()
     relay(app)
     loop = Loop(app, clock)
     loop.turn()
     loop.put("a", 1, 2)
-    loop.turn()
+    loop.turn(after=1)
     assert loop.consumer.inline.waits
-    loop.turn()
+    assert loop.committed("a") in (None, 0)
+    loop.turn(after=1)
     assert not loop.consumer.inline.waits
+    assert loop.committed("a") == 2
 
 
-def test_too_many_responses_that_are_not_looked_at_end_a_slice(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flowkit.inline, "MOST_SENT", 3)
+@pytest.mark.parametrize("most", [4, 10])
+def test_responses_are_waited_for_when_there_are_too_many(
+    clock: Clock, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirm_late(monkeypatch)
+    monkeypatch.setattr(flowkit.inline, "MOST_SENT", most)
     app = make_app(kafka={"offset_commit_interval": HOUR})
     seen = relay(app)
     loop = Loop(app, clock)
@@ -1195,9 +1216,22 @@ def test_too_many_responses_that_are_not_looked_at_end_a_slice(clock: Clock, mon
     refuse_values(loop, 5, times=1)
     loop.put("a", *range(1, 9))
     loop.turn()
-    assert seen == [1, 2, 3, 4, 5, 6]  # two slices of three, and then it was seen
+    assert loop.consumer.inline.waits == (most == 10)
     loop.turn(3)
-    assert seen == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 8]
+
+
+def test_a_failed_response_is_seen_at_the_end_of_its_turn(clock: Clock) -> None:
+    app = make_app(kafka={"offset_commit_interval": HOUR})
+    seen = relay(app)
+    loop = Loop(app, clock)
+    loop.turn()
+    refuse_values(loop, 2, times=1)
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    loop.put("a", 4)
+    loop.turn()
+    assert seen == [1, 2, 3, 2, 3, 4]
 
 
 def test_messages_of_a_waiting_partition_are_not_skipped_whatever_the_client_does(clock: Clock) -> None:
