@@ -34,6 +34,7 @@ from pydantic import TypeAdapter
 from flowkit import Flowkit, Message
 from flowkit.clients import confluent_options, kafka_options
 from flowkit.devstack import create_topics
+from flowkit.server import collecting_less
 from flowkit.settings import Kafka, Settings
 
 INTERVAL = 0.2
@@ -247,7 +248,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kafka", help="a running broker, instead of one started for this run")
     options = parser.parse_args()
-    with broker(options.kafka) as hosts:
+    with broker(options.kafka) as hosts, collecting_less():  # as `flowkit run` does; both sides
         topic = f"bench-{time.time_ns():x}"
         create_topics(hosts, {f"{topic}-out": PARTITIONS})
         fill(hosts, topic, range(options.count))
