@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer, Unreadable
@@ -262,6 +262,11 @@ class Consumer:
         return self._client
 
     @property
+    def is_without_client(self) -> bool:
+        """Whether there is none now, or the last one is being closed."""
+        return self._client is None
+
+    @property
     def _client_settings(self) -> Settings:
         if self.inline.transactions is None:
             return self.settings
@@ -354,9 +359,12 @@ class Consumer:
     # Offsets.
 
     def commit_due(self) -> bool:
-        kafka = self.settings.kafka
-        threshold = kafka.offset_commit_threshold
-        return time.monotonic() >= self._commit_at or bool(threshold and self.since_commit >= threshold)
+        return time.monotonic() >= self._commit_at or self.enough_to_commit()
+
+    def enough_to_commit(self) -> bool:
+        """Whether so many messages are finished that their offsets are to be committed before any other one."""
+        threshold = self.settings.kafka.offset_commit_threshold
+        return bool(threshold and self.since_commit >= threshold)
 
     def _uncommitted(self, partitions: Sequence[Partition] | None = None) -> dict[Partition, int]:
         """The offsets to commit; what is not yet settled does not count."""
@@ -411,6 +419,8 @@ class Consumer:
     def revoked(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         self.inline.leave(partitions)
         offsets = self._uncommitted(partitions)
+        for partition in partitions:
+            self.forget_lost(partition)
         if partitions:
             self.monitor.notice("rebalanced", group=self.group, revoked=places(partitions))
         self._forget(partitions)
@@ -460,6 +470,8 @@ class Consumer:
     def moved(self, partition: Partition, before: int, after: int) -> None:
         if (track := self.tracks.get(partition)) is not None:
             track.ahead = {}  # other messages may be at those offsets now
+            if after < before:  # so that what was sent for those that were there is no matter of theirs
+                self.tracks[partition] = replace(track)
         self.lookout.tell_gone(partition, before, after)
 
     def may_keep(self, partition: Partition) -> bool:
@@ -494,6 +506,10 @@ class Consumer:
         track.done = done
         self._lost[partition] = track
 
+    def forget_lost(self, partition: Partition) -> None:
+        """It is here, so what was known when it was lost is of an earlier stay."""
+        self._lost.pop(partition, None)
+
     def _taken_up(self, partition: Partition) -> Track | None:
         """What was done of a partition that was lost before it could be committed, if nobody has committed anything since.
 
@@ -525,6 +541,7 @@ class Consumer:
             group=self.group,
         )
         self._behind.update(self._uncommitted())
+        self._behind.update(self.inline.unsettled())
         self._drop_client(2.0)
         until = time.monotonic() + delay
         while not self.stopping and time.monotonic() < until:

@@ -198,8 +198,7 @@ class Handling:
         )
         self._told_unused = False
         self._read = None if self.before else self._plain_reader()
-        # what hooks respond; of a plain handler, which is not called beside itself, what it does
-        self._idle = Call(route.name, {} if self._read is None else self.declarations, self.parser)
+        self._idle = Call(route.name, {}, self.parser)
         self.call, self.call_queued = self._calls()
 
     @property
@@ -364,7 +363,9 @@ class Handling:
         """``run`` for a handler of the payload alone: few lines of Python for a message, and where it declares nothing no frame
         but the handler's. The clock is looked at after 1, 2, 4, ... messages, as long as those take less than ``UNWATCHED``.
         """
-        handler, idle, clock, declares = self.route.handler, self._idle, time.monotonic, bool(self.declarations)
+        handler, call, idle, clock = self.route.handler, self._idle, self._idle, time.monotonic
+        name, declarations, parser, set_current = self.route.name, self.declarations, self.parser, current.set
+        declares = bool(declarations)
         values = values_of(records)
         done, step = 0, 1
         token = current.set(idle)
@@ -377,9 +378,12 @@ class Handling:
                     for value in values[done : done + step]:
                         if not until.at:  # somebody else has brought it forward
                             break
+                        if declares:
+                            call = Call(name, declarations, parser)
+                            set_current(call)
                         result = handler(read(value))
-                        if result is not None or declares or idle.responses:
-                            responses = self._ended(result)
+                        if declares or result is not None or idle.responses:
+                            responses = self._ended(call, result)
                             if responses:
                                 send(records[done], responses)
                         done += 1
@@ -406,22 +410,24 @@ class Handling:
             idle.take()
         return done, None
 
-    def _ended(self, result: Any) -> Sequence[Response]:
-        """``end`` for a plain handler, which has one call for all messages."""
-        call = self._idle
+    def _ended(self, call: Call, result: Any) -> Sequence[Response]:
+        """``end`` for a plain handler: short where it returned what goes to its only topic."""
         topic = self._answers_to
         if self._answers_in_json and type(result) in JSON_OBJECTS:
-            # what ``call.respond_to`` does with it, in a third of the time
-            call.responses.append(tuple.__new__(Response, (topic, Json.generate(result), None, None, None, (), Json)))
+            try:
+                # what ``call.respond_to`` makes of it, in a third of the time
+                made = tuple.__new__(Response, (topic, Json.generate(result), None, None, None, (), Json))
+                call.responses.append(made)
+            except ParserError:
+                self._answer(call, result)  # which says where it was to go
         elif result is not None and (result := finish(result)) is not None:
             self._answer(call, result)
         responses = call.responses
         if len(responses) == 1 and responses[0].topic == topic:
-            call.responses = []
             return responses
-        if self.declarations:
-            call.returned_to = topic if result is not None else None
-            call.check()
+        if result is not None:
+            call.returned_to = topic
+        call.check()
         return call.take()
 
     def handle(self, message: Message) -> Sequence[Response]:

@@ -74,7 +74,7 @@ class Inline:
         threshold = loop.settings.kafka.offset_commit_threshold
         at = 0
         while at < len(records):
-            limit = max(0, threshold - loop.since_commit) if threshold else len(records)
+            limit = max(1, threshold - loop.since_commit) if threshold else len(records)
             slice_ = records[at : at + limit] if at or limit < len(records) else records
             send = self._sender(handling, partition, track)
             with loop.loan:
@@ -177,11 +177,12 @@ class Inline:
         producer, keep = self.loop.producer, sent.append
         start = producer.start
         client: ProducerClient | None = None
+        generation = -1
 
         def send(record: Record, responses: Sequence[Response]) -> None:
-            nonlocal client
-            if client is None:
-                client = producer.here
+            nonlocal client, generation
+            if generation != producer.generation:  # none was looked up, or it was replaced since
+                generation, client = producer.generation, producer.here
                 self.waits = True
             for response in responses:
                 keep((record, response, start(response, client)))
@@ -190,13 +191,14 @@ class Inline:
 
     def settle_if_due(self, *, commits: bool) -> set[Partition]:
         """``settle``, if it cannot wait. ``commits``: offsets are about to be committed; those behind what Kafka has not
-        confirmed are left for the next time, so that responses are under way while the next messages are handled.
+        confirmed are left for the next time, so that responses are under way while the next messages are handled. Unless it
+        is for their number.
         """
         loop = self.loop
         if self.waits:
             self._let_go()
         urgent = self.is_urgent or self.transactions is not None or not loop.batch
-        if urgent or (commits and loop.producer.under_way):
+        if urgent or (commits and (loop.enough_to_commit() or loop.producer.under_way)):
             return self.settle()
         return set()
 
@@ -237,7 +239,8 @@ class Inline:
             if handling.is_copy([response]):
                 loop.failing.not_sent(handling, track, record, response, problem)
             elif loop.failing.failed(handling, track, record, problem):
-                loop.client.seek(partition, record.offset + 1)
+                # what its batch in hand has is behind what comes again now
+                loop.put_back(partition, track, record.offset + 1, 0.0)
         return set(failed)
 
     def _look_at(self, sent: list[Sent]) -> DeliveryError | None:
@@ -276,8 +279,12 @@ class Inline:
         self.is_urgent = self.is_urgent or left > MOST_SENT
 
     def leave(self, partitions: Sequence[Partition]) -> None:
-        """Looks at what is under way of partitions that leave, so that it need not come again."""
+        """Looks at what is under way of partitions that leave, so that it need not come again. Waits for it, unless they leave
+        because their client is given up: then nobody waits for what comes of that.
+        """
         producer = self.loop.producer
+        if not partitions or self.loop.is_without_client:
+            return
         producer.settle(LAST_CHANCE)
         leaving = [found for partition in partitions if (found := self._sent.get(partition)) and found.sent]
         if leaving:

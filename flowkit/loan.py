@@ -115,6 +115,7 @@ class Loan:
         for partition in kept:
             loop.tracks[partition] = loop.left.pop(partition)
             loop.new.remove(partition)
+            loop.forget_lost(partition)
         if kept:
             loop.monitor.notice("rebalanced", group=loop.group, assigned=places(kept))
         for partition, track in loop.tracks.items():

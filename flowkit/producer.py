@@ -48,6 +48,8 @@ class Producer:
         self._closing: list[threading.Thread] = []
         self.opening = 0.0
         """Seconds that opening clients, and asking about topics, has taken."""
+        self.generation = 0
+        """Goes up whenever a client is thrown away."""
         self._met: set[str] = set()
         self._no_open()
         os.register_at_fork(after_in_child=self._after_fork)
@@ -180,6 +182,7 @@ class Producer:
                 return
             for slot in slots:
                 del self._clients[slot]
+            self.generation += 1
             # on a thread of its own: this may be the client's, and must not wait for itself
             args = (FLUSH_TIMEOUT,)
             closing = threading.Thread(target=client.close, args=args, name="flowkit-closing", daemon=True)
@@ -290,6 +293,7 @@ class Producer:
         Deliveries that other threads have under way with it fail, and are tried again.
         """
         client = self._clients.pop(self._slot(), None)
+        self.generation += 1
         if client is not None:
             try:
                 client.close(0)

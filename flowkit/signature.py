@@ -104,12 +104,17 @@ def _roles(function: Handler, first: str = "payload", *, batch: bool = False) ->
             raise ConfigurationError(
                 f"{name_of(function)} is a batch handler, so its {name!r} is a list: annotate it list[...], and not {hint!r}"
             )
-    if chosen and chosen[0].name == "message" and first == "payload" and "message" not in hints:
-        logger.warning(
-            "%s is given the payload as `message`; annotate it, message: Message, to get the message, or rename it",
-            name_of(function),
-        )
     return roles, hints.get(chosen[0].name, Any) if chosen else Any
+
+
+def _warn_of_name(function: Handler, roles: Sequence[Role]) -> None:
+    for role in roles:
+        parameter = role.parameter
+        if not role.is_message and parameter.name == "message" and parameter.annotation is parameter.empty:
+            logger.warning(
+                "%s is given the payload as `message`; annotate it, message: Message, to get the message, or rename it",
+                name_of(function),
+            )
 
 
 def takes_payload_only(function: Handler) -> bool:
@@ -123,6 +128,7 @@ def bind(function: Handler) -> tuple[Callable[[Message], Any], Any]:
     What it gives may be a coroutine; ``coroutines.finish`` runs it.
     """
     roles, annotation = _roles(function)
+    _warn_of_name(function, roles)
     call: Callable[[Message], Any]
     match [role.is_message for role in roles]:
         case _ if any(role.by_name for role in roles):
@@ -145,6 +151,7 @@ def bind(function: Handler) -> tuple[Callable[[Message], Any], Any]:
 def bind_batch(function: Handler) -> tuple[Callable[[Sequence[Message]], Any], Any]:
     """A batch handler as a function of its messages, and the annotation of one payload."""
     roles, annotation = _roles(function, batch=True)
+    _warn_of_name(function, roles)
     fill = _filler(function, roles)
     read = reads_payload(function, batch=True)
     return lambda messages: fill([message.payload for message in messages] if read else None, messages), annotation

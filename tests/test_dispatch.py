@@ -908,6 +908,46 @@ def test_a_tombstone_may_be_aborted_and_may_fail(app: Flowkit) -> None:
     assert (done, type(error), kept) == (3, Boom, [1, None, 2, None])
 
 
+def test_what_a_short_way_cannot_write_is_named_as_on_the_long_one(app: Flowkit) -> None:
+    @app.topic("orders")
+    @app.responds_to("invoices")
+    def bill(order: Any) -> Any:
+        return {"order": order, "what": object()}
+
+    done, error, sent = run(app, b"1")
+    assert (done, str(error)[:44], sent) == (0, "the response to 'invoices' cannot be written", [])
+
+
+def test_a_failed_check_leaves_no_response_to_the_next_message(app: Flowkit) -> None:
+    @app.topic("orders")
+    @app.responds_to("invoices", required=False)
+    def bill(order: Any) -> Any:
+        app.respond_to("invoices", order)
+        if order == 2:
+            return {"again": order}
+        return None
+
+    done, error, sent = run(app, b"1", b"2", b"3")
+    assert (done, type(error).__name__) == (1, "ResponseRepeated")
+    assert "(what it returned is one of them)" in str(error)
+    assert [item.value for item in sent] == [b"1"]
+    assert run(app, b"3")[2][0].value == b"3"
+    assert len(run(app, b"3")[2]) == 1
+
+
+def test_a_coroutine_that_a_plain_function_gives_is_run_and_answers(app: Flowkit) -> None:
+    @app.topic("orders")
+    @app.responds_to("invoices")
+    def bill(order: Any) -> Any:
+        async def later() -> Any:
+            await asyncio.sleep(0)
+            return {"n": order}
+
+        return later()
+
+    assert [item.value for item in run(app, b"1", b"2")[2]] == [b'{"n":1}', b'{"n":2}']
+
+
 def test_a_stop_ends_it_behind_the_message_in_hand_however_short_those_before_were(app: Flowkit) -> None:
     kept: list[Any] = []
     until = Until()

@@ -172,7 +172,7 @@ class Consumer:
             return
         partitions = [_partition(where) for where in revoked]
         offsets = self._rebalance.revoked(partitions)
-        if offsets:
+        if offsets and not self._given_up:
             try:
                 self._look_at_commit(self._commit(offsets))  # another thread's would wait until this callback is over
                 self._rebalance.confirmed(offsets)
