@@ -365,7 +365,7 @@ class Handling:
         """
         handler, call, idle, clock = self.route.handler, self._idle, self._idle, time.monotonic
         name, declarations, parser, set_current = self.route.name, self.declarations, self.parser, current.set
-        declares = bool(declarations)
+        declares, is_odd = bool(declarations), False
         values = values_of(records)
         done, step = 0, 1
         token = current.set(idle)
@@ -394,6 +394,9 @@ class Handling:
                     if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                         raise
                     # not raised in a function of Python, so not by the handler: this value is out of the ordinary
+                    is_odd = True
+                if is_odd:  # behind the error, so that it is not the context of another one
+                    is_odd = False
                     ran, failed = self.run(
                         [records[done]], send, attempt=1, received=received, until=until, call=self.call
                     )
