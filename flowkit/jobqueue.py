@@ -65,7 +65,8 @@ local function waiting(list, later, shard)
   local function look(from, to)
     for _, id in ipairs(redis.call('LRANGE', list, from, to)) do
       seen = seen + 1
-      messages = messages + (tonumber(string.match(id, '%-(%d+)%-%x+$')) or 1)
+      -- the ids of others are UUIDs, of which one part may have no letters; behind that there are twelve digits
+      messages = messages + (tonumber(string.match(id, '%-(%d+)%-%x%x%x%x%x%x%x%x$')) or 1)
     end
   end
   if jobs <= 64 then look(0, -1) else look(0, 31) look(-32, -1) end

@@ -356,7 +356,7 @@ def test_those_of_many_jobs_are_taken_from_both_ends(
 def test_jobs_of_somebody_else_are_a_message_each(redis: RealRedis, queue: tuple[Flowkit, JobQueue]) -> None:
     fill(redis, queue[0], 10)
     others = Queue("default", connection=redis)
-    others.enqueue("os.getpid")
+    others.enqueue("os.getpid", job_id="5f0a9c3e-1017-4100-8091-0123456789ab")  # as RQ makes them
     others.enqueue("os.getpid", job_id="nightly")
     assert queue[1].waiting("default") == 12
 
