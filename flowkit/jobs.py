@@ -54,11 +54,6 @@ time behind it RQ takes the job for lost, and ends its process.
 LEAST_TOGETHER = 15.0
 """Seconds after which it does not, however short the time-out is. RQ waits for 60 s longer than that."""
 
-BUSY = 5.0
-"""Seconds after which it takes up no job that waits already: then RQ has its turn, and its workers' other queues. To start a
-process costs up to a second or two, most jobs a tenth of one.
-"""
-
 LINGER = 0.05
 """Seconds that a process of RQ waits for another job when it is done with its own."""
 
@@ -251,8 +246,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
     that RQ starts for a job costs more than most jobs do.
     """
     progress = _progress(app, handling, job)
-    began, others = time.monotonic(), 0
-    end = began + min(TOGETHER, max(LEAST_TOGETHER, (job.timeout or 0) / SHARE))
+    end, others = time.monotonic() + min(TOGETHER, max(LEAST_TOGETHER, (job.timeout or 0) / SHARE)), 0
     try:
         more = progress.begin()
         in_hand: Parcel | None = parcel if more is None else _read(more)
@@ -260,7 +254,7 @@ def _perform_many(app: Flowkit, handling: Handling, parcel: Parcel, job: Job, al
         while in_hand is not None:
             before = in_hand
             whole = _work_through(app, app.handling(before.topic), before, job, alarm, progress)
-            in_hand = _following(app, job, progress, began + BUSY, end) if whole else None
+            in_hand = _following(app, job, progress, end, others > 0) if whole else None
             others += len(in_hand.entries) if in_hand is not None else 0
         if before is not parcel:
             progress.end(len(parcel.entries))
@@ -273,11 +267,12 @@ def _read(data: bytes) -> Parcel:
     return Parcel.of(Envelope.loads(unpacked(data))[2])
 
 
-def _following(app: Flowkit, job: Job, progress: Progress, busy_end: float, end: float) -> Parcel | None:
+def _following(app: Flowkit, job: Job, progress: Progress, end: float, idle: bool) -> Parcel | None:
     """The messages of the next job of the queue, which goes up in this one; waits for it for ``LINGER`` seconds.
 
+    None where jobs wait already, and this process was not ``idle`` before: they are many, and RQ gives them to whom it likes.
     None in a process of ``flowkit worker``, which is at the next job as soon; where that job has to be RQ's affair; when it is
-    late: where this process has never been idle, so that others may wait for their turn, after ``busy_end``.
+    late.
     """
     if OwnWorker.application is not None or job.retries_left != RUNS.max or progress.writer.shared is None:
         return None
@@ -285,13 +280,12 @@ def _following(app: Flowkit, job: Job, progress: Progress, busy_end: float, end:
     while time.monotonic() < until:
         try:
             # said only where it will be kept, else a job would always wait behind the one in hand
-            found = progress.look(job.origin, round(LINGER * 1000) if progress.idle else 0)
+            found = progress.look(job.origin, round(LINGER * 1000) if idle else 0)
             if found is None:
-                progress.idle = True
+                idle = True
                 time.sleep(LOOK_EVERY)
                 continue
-            late = not progress.idle and time.monotonic() >= busy_end
-            if late or found is NONE_OF_USE or found.timeout > (job.timeout or 0):
+            if not idle or found is NONE_OF_USE or found.timeout > (job.timeout or 0):
                 return None
             parcel = _read(found.data)
             is_suspect = found.meta and Envelope.loads(found.meta).get(SUSPECT)

@@ -112,8 +112,6 @@ class Progress:
         self.key = job.key
         self.topic = topic
         self.done = 0
-        self.idle = False
-        """Whether this process has been without a job."""
         self._run = ""
         self._worker = (
             None if job.worker_name is None else f"{BaseWorker.redis_worker_namespace_prefix}{job.worker_name}"

@@ -263,10 +263,9 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Progress, "look", later)
 
 
-def watch(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
-    """Each time that a process looks for the next job: whether there is none, and whether consumers are asked for more."""
-    asked: list[tuple[bool, int]] = []
-    look = Progress.look
+def test_where_jobs_wait_already_each_is_rqs_affair(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = log_runs(shop)
+    asked, look = [], Progress.look
 
     def watched(self: Progress, queue: str, milliseconds: int) -> Any:
         found = look(self, queue, milliseconds)
@@ -274,30 +273,6 @@ def watch(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]
         return found
 
     monkeypatch.setattr(Progress, "look", watched)
-    return asked
-
-
-def test_jobs_that_wait_already_go_up_too(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = log_runs(shop)
-    asked = watch(shop, monkeypatch)
-    shop.app.routes["orders"].job_size = 4
-    first, *others = shop.enqueue("orders", *numbers(10))
-    shop.work()
-    assert runs == [(number, 1) for number in range(10)]
-    assert [Job.exists(job.id, connection=shop.redis) for job in others] == [False, False]
-    finished = Job.fetch(first.id, connection=shop.redis)
-    assert finished.description == "orders[0]@0 to [0]@3, 4 messages, and 6 of jobs behind it"
-    # consumers are asked for more only by a process that has nothing to do: what comes for another one would always wait
-    assert asked[:3] == [(False, 0), (False, 0), (True, 0)]
-    assert set(asked[3:]) == {(True, 1)}
-
-
-def test_rq_has_its_turn_with_jobs_that_wait_already_when_some_time_has_passed(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs_module, "BUSY", 0.0)
-    runs = log_runs(shop)
-    asked = watch(shop, monkeypatch)
     shop.app.routes["orders"].job_size = 4
     jobs = shop.enqueue("orders", *numbers(10))
     shop.work()
