@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, overload
 
 from .coroutines import close_loop, finish
 from .deadletters import check_ways
-from .dispatch import Handling, check_retry_topics
+from .dispatch import Handling
 from .errors import AlreadyStarted, ConfigurationError, ResponseError, RouteNotFound
 from .message import Abort, about, place
 from .monitor import EVENTS, Guard, Monitor
@@ -41,6 +41,7 @@ from .route import (
     check_parser,
     name_mistake,
 )
+from .route_options import check_retry_topics
 from .settings import Settings, logger_of, unknown_name, unknown_variables
 
 if TYPE_CHECKING:

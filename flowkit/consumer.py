@@ -241,6 +241,7 @@ class Consumer:
         self._resume_due()
 
     def about_to_poll(self) -> None:
+        """Called before each poll, whoever does it: for how long none was is why a membership is lost."""
         now = time.monotonic()
         self._silent, self._polled_at = now - self._polled_at, now
 

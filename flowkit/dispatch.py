@@ -14,14 +14,13 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Token
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
 from .brief import brief
 from .coroutines import finish
-from .deadletters import filled, letter
+from .deadletters import letter
 from .errors import (
     ConfigurationError,
     DeadLetterLimit,
@@ -48,7 +47,8 @@ from .responses import (
     with_parsers,
 )
 from .retry import Retry
-from .route import Handler, Responder, Route, check_name
+from .route import Handler, Responder, Route
+from .route_options import RetryTopic, check_transactional, end_of, retry_stem, retry_topics, shards
 from .settings import Settings
 from .signature import bind, bind_failure, takes_payload_only
 
@@ -71,17 +71,8 @@ LOADED_BYTES = "flowkit:bytes"
 """Marks in those params the bytes that an interchanger gave, so that it gets them back as bytes."""
 
 
-SHARDS = 4
-"""Queues of an ordered route, if it does not say how many: each of them needs a worker process."""
-
-MOST_RETRY_TOPICS = 20
-"""Different waits between the attempts of one route that retry topics may be made for."""
-
-UNWATCHED, MOST_UNWATCHED = 0.001, 64
+UNWATCHED, MOST_UNWATCHED = 0.001, 16
 """Seconds, about, and messages at most, between two looks at the clock where messages take next to no time."""
-
-JSON_OBJECTS = (dict, list)
-"""What a handler returns most."""
 
 LONGEST_JOB = 1.0
 """Seconds that a job of many messages may take in any case; ten times ``job_seconds``, if that is more."""
@@ -125,13 +116,6 @@ class Until:
         self.at = self.began = 0.0
 
 
-class RetryTopic(NamedTuple):
-    """Where messages wait for their next attempt, each for ``wait`` seconds."""
-
-    topic: str
-    wait: float
-
-
 class Handling:
     """A route made ready: every option final, the signature read, the payload's decoder made."""
 
@@ -158,14 +142,14 @@ class Handling:
         self.inline = settings.inline if route.inline is None else route.inline
         self.transactional = settings.transactional if route.transactional is None else route.transactional
         if self.transactional:
-            _check_transactional(route, settings, inline=self.inline)
+            check_transactional(route, settings, inline=self.inline)
         self.queue = route.queue or settings.queue
         self.worker = route.worker
-        self.shards = _shards(route, self.queue) if route.ordered and not self.inline else ()
+        self.shards = shards(route, self.queue) if route.ordered and not self.inline else ()
         self.retry = route.retry if isinstance(route.retry, Retry) else settings.retry
-        self.retry_stem = _retry_stem(route, settings, self.group, inline=self.inline)
-        self.retry_topics = _retry_topics(route, self.retry_stem, self.retry)
-        self.on_poison, self.dead_letter = _end_of(route, settings, self.group, inline=self.inline)
+        self.retry_stem = retry_stem(route, settings, self.group, inline=self.inline)
+        self.retry_topics = retry_topics(route, self.retry_stem, self.retry)
+        self.on_poison, self.dead_letter = end_of(route, settings, self.group, inline=self.inline)
         self.dead_letter_limit = route.dead_letter_limit or settings.dead_letter_limit
         self.dead_in_a_row = 0
         """Dead letters since the last message that was handled, in this process."""
@@ -193,9 +177,6 @@ class Handling:
         except ConfigurationError as error:
             raise ConfigurationError(f"topic {route.topic!r}, handler {route.where}: {error}") from error
         self._answers_to = next(iter(self.declarations)) if len(self.declarations) == 1 else None
-        self._answers_in_json = any(declared.parser is Json for declared in self.declarations.values()) and (
-            self._answers_to is not None
-        )
         self._told_unused = False
         self._read = None if self.before else self._plain_reader()
         self._idle = Call(route.name, {}, self.parser)
@@ -270,9 +251,7 @@ class Handling:
             if value is not None and type(value) is not bytes:  # what somebody else wrote into Redis
                 raise self._not_queued(value)
             result = handler(decode(value))
-            if result is not None:
-                self._tell_unused_value(finish(result))
-            return idle.take() if idle.responses else ()
+            return () if result is None and not idle.responses else self._unasked(result)
 
         plain = self.interchanger is Plain
         return self._call_with_hooks if self.before else call, call if plain else self._call_queued
@@ -327,13 +306,24 @@ class Handling:
         handled before its turn, by ``Parallel``. Gives the number of finished records, and the error of the next one if it
         failed.
         """
-        if call is None:
-            if self._read is not None:
-                return self._run_plain(self._read, records, send, received, until)
-            call = self.call
+        token = current.set(self._idle)
+        try:
+            if call is None and self._read is not None:
+                done, error = self._run_plain(self._read, records, send, received, until)
+            else:
+                done, error = self._run_each(call or self.call, records, send, attempt, received, until)
+        finally:
+            current.reset(token)
+            self._idle.take()
+        if done:
+            self.dead_in_a_row = 0
+        return done, None if error is None else as_failure(error)
+
+    def _run_each(
+        self, call: Run, records: Sequence[Record], send: Send, attempt: int, received: float, until: Until
+    ) -> tuple[int, BaseException | None]:
         clock = time.monotonic
         done = 0
-        token = current.set(self._idle)
         try:
             for record in records:
                 until.began = now = clock()
@@ -349,26 +339,21 @@ class Handling:
                 done += 1
                 attempt = 1
         except (Exception, SystemExit) as error:
-            return done, as_failure(error)
-        finally:
-            if done:
-                self.dead_in_a_row = 0
-            current.reset(token)
-            self._idle.take()
+            return done, error
         return done, None
 
     def _run_plain(
         self, read: Decode, records: Sequence[Record], send: Send, received: float, until: Until
-    ) -> tuple[int, Exception | None]:
-        """``run`` for a handler of the payload alone: few lines of Python for a message, and where it declares nothing no frame
-        but the handler's. The clock is looked at after 1, 2, 4, ... messages, as long as those take less than ``UNWATCHED``.
+    ) -> tuple[int, BaseException | None]:
+        """``_run_each`` for a handler of the payload alone: few lines of Python for a message, and where it declares nothing no
+        frame but the handler's. The clock is looked at after 1, 2, 4, ... messages, as long as those take less than
+        ``UNWATCHED``.
         """
-        handler, call, idle, clock = self.route.handler, self._idle, self._idle, time.monotonic
+        handler, idle, clock = self.route.handler, self._idle, time.monotonic
         name, declarations, parser, set_current = self.route.name, self.declarations, self.parser, current.set
-        declares, is_odd = bool(declarations), False
         values = values_of(records)
-        done, step = 0, 1
-        token = current.set(idle)
+        done, step, is_odd = 0, 1, False
+        responses: Sequence[Response]
         try:
             while done < len(values):
                 began = clock()
@@ -378,14 +363,15 @@ class Handling:
                     for value in values[done : done + step]:
                         if not until.at:  # somebody else has brought it forward
                             break
-                        if declares:
+                        if declarations:
                             call = Call(name, declarations, parser)
                             set_current(call)
-                        result = handler(read(value))
-                        if declares or result is not None or idle.responses:
-                            responses = self._ended(call, result)
-                            if responses:
-                                send(records[done], responses)
+                            responses = self.end(call, finish(handler(read(value))))
+                        else:
+                            result = handler(read(value))
+                            responses = () if result is None and not idle.responses else self._unasked(result)
+                        if responses:
+                            send(records[done], responses)
                         done += 1
                 except Abort:
                     idle.take()
@@ -397,41 +383,19 @@ class Handling:
                     is_odd = True
                 if is_odd:  # behind the error, so that it is not the context of another one
                     is_odd = False
-                    ran, failed = self.run(
-                        [records[done]], send, attempt=1, received=received, until=until, call=self.call
-                    )
+                    ran, failed = self._run_each(self.call, [records[done]], send, 1, received, until)
+                    done += ran
                     if failed is not None:
                         return done, failed
-                    done += ran
                 step = min(2 * step, MOST_UNWATCHED) if clock() - began < UNWATCHED else 1
         except (Exception, SystemExit) as error:
-            return done, as_failure(error)
-        finally:
-            if done:
-                self.dead_in_a_row = 0
-            current.reset(token)
-            idle.take()
+            return done, error
         return done, None
 
-    def _ended(self, call: Call, result: Any) -> Sequence[Response]:
-        """``end`` for a plain handler: short where it returned what goes to its only topic."""
-        topic = self._answers_to
-        if self._answers_in_json and type(result) in JSON_OBJECTS:
-            try:
-                # what ``call.respond_to`` makes of it, in a third of the time
-                made = tuple.__new__(Response, (topic, Json.generate(result), None, None, None, (), Json))
-                call.responses.append(made)
-            except ParserError:
-                self._answer(call, result)  # which says where it was to go
-        elif result is not None and (result := finish(result)) is not None:
-            self._answer(call, result)
-        responses = call.responses
-        if len(responses) == 1 and responses[0].topic == topic:
-            return responses
-        if result is not None:
-            call.returned_to = topic
-        call.check()
-        return call.take()
+    def _unasked(self, result: Any) -> Sequence[Response]:
+        """What comes of a handler that declares nothing: of a value that it returned nothing."""
+        self._tell_unused_value(finish(result))
+        return self._idle.take()
 
     def handle(self, message: Message) -> Sequence[Response]:
         """Calls the handler and gives the responses that passed the check. Hooks have run before; ``Abort`` may come out."""
@@ -450,17 +414,18 @@ class Handling:
         """What follows when the handler has given its result: gives the responses that passed the check."""
         if result is not None:
             self._answer(call, result)
-        call.check()
+        responses = call.responses
+        if len(responses) != 1 or responses[0].topic != self._answers_to:  # else it is all that is declared
+            call.check()
         if call.responder is not None and not call.responder_calls:
             self._check_unused_responder()
-        return call.responses
+        return responses
 
     def _answer(self, call: Call, result: Any) -> None:
         if call.responder is not None:
             respond_with(call, call.responder, self.responder_declarations, call.parser, (result,))
         elif self._answers_to is not None:
-            call.returned_to = self._answers_to
-            call.respond_to(self._answers_to, result)
+            call.answer(self._answers_to, result)
         elif self.declarations:
             raise ResponseError(
                 f"{call.name} returned a value, but declares {len(self.declarations)} topics"
@@ -663,110 +628,6 @@ class Handling:
                 if is_forced_stop(problem):
                     raise
                 logger.exception("an after_failure hook failed itself, for %s", place(record))
-
-
-def _check_transactional(route: Route, settings: Settings, *, inline: bool) -> None:
-    """Raises ``ConfigurationError`` where a transaction could not hold what the route does."""
-    where = f"topic {route.topic!r}"
-    if not inline:
-        own = (
-            "" if route.transactional else f"; or, as the setting is for every route, transactional=False for {where}"
-        )
-        raise ConfigurationError(
-            f"{where}: transactional=True is for routes with inline=True; this one's messages go to a queue, which is outside"
-            f" of Kafka, so no transaction of Kafka can hold both. Add inline=True, or leave transactional away{own}"
-        )
-    if settings.kafka.options.get("isolation_level", "read_committed") != "read_committed":
-        raise ConfigurationError(
-            f"{where}: transactional=True needs kafka.isolation_level to be read_committed, which it is in this group if"
-            " nothing is said: else a partition that comes from another consumer would be read from too early an offset"
-        )
-
-
-def _retry_stem(route: Route, settings: Settings, group: str, *, inline: bool) -> str | None:
-    """What the names of a route's retry topics begin with. Raises ``ConfigurationError``."""
-    pattern = settings.retry_topic if route.retry_topic is None else route.retry_topic
-    if not pattern or (route.retry_topic is None and not inline):
-        return None
-    if not inline:
-        raise ConfigurationError(
-            f"topic {route.topic!r}: retry_topic= is for routes with inline=True; a message of this one that fails waits in RQ,"
-            " and holds up no other. Leave it out"
-        )
-    return filled(pattern, route.topic, group)
-
-
-def _retry_topics(route: Route, stem: str | None, retry: Retry) -> tuple[RetryTopic, ...]:
-    """The topics where messages of a route wait, one for each wait of ``retry``. Raises ``ConfigurationError``."""
-    where = f"topic {route.topic!r}"
-    if stem is None:
-        return ()
-    waits = list(islice(retry.waits(), MOST_RETRY_TOPICS + 1))
-    if not waits and route.retry_topic:
-        raise ConfigurationError(
-            f"{where}: retry_topic= is for messages that are tried again, and retry= has one attempt only; remove one"
-        )
-    if len(waits) > MOST_RETRY_TOPICS:
-        raise ConfigurationError(
-            f"{where}: each wait between attempts has a retry topic of its own, and {retry} are more than"
-            f" {MOST_RETRY_TOPICS} different ones: give Retry(...) a larger factor=, a smaller cap=, or fewer attempts="
-        )
-    return tuple(
-        RetryTopic(check_name("topic", f"{stem}.{number}"), wait) for number, wait in enumerate(waits, start=1)
-    )
-
-
-def check_retry_topics(handlings: Mapping[str, Handling]) -> None:
-    """Raises ``ConfigurationError`` where something else than the waiting messages of one route would be in a retry topic."""
-    dead = {handling.dead_letter for handling in handlings.values()}
-    owners: dict[str, str] = {}
-    for topic, handling in handlings.items():
-        for own, _ in handling.retry_topics:
-            why = None
-            if own in owners:
-                why = f"topic {owners[own]!r} has it already: write {{topic}} in its name"
-            elif own in handlings:
-                why = "it has a handler of its own: give it another name"
-            elif own in dead:
-                why = "dead letters go there: give it another name"
-            if why:
-                raise ConfigurationError(f"topic {topic!r}: {own!r} cannot be a retry topic of it, because {why}")
-            owners[own] = topic
-
-
-def _end_of(route: Route, settings: Settings, group: str, *, inline: bool) -> tuple[str | None, str | None]:
-    """What becomes of a message that failed for the last time, and the topic of its dead letter. What the route says comes
-    before what the application says. Raises ``ConfigurationError``.
-    """
-    where = f"topic {route.topic!r}"
-    end: str | None = route.on_poison
-    if end is None and route.dead_letter is None:
-        end = settings.on_poison
-    if end == "stop" and not inline:
-        raise ConfigurationError(
-            f"{where}: on_poison='stop' is for routes with inline=True; this one's messages are in a queue, where others are"
-            " worked on meanwhile. Leave it out, and a message that failed every attempt stays in RQ's FailedJobRegistry; or"
-            " give the route a dead_letter=, or on_poison='skip'"
-        )
-    if end in ("stop", "skip"):
-        return end, None
-    pattern = settings.dead_letter if route.dead_letter is None else route.dead_letter
-    if not pattern:
-        if end == "dead_letter":
-            raise ConfigurationError(
-                f"{where}: on_poison='dead_letter' needs the name of a topic for them: dead_letter=..."
-            )
-        if route.dead_letter_limit is not None:
-            raise ConfigurationError(
-                f"{where}: dead_letter_limit counts dead letters; name a topic for them: dead_letter=..."
-            )
-        return None, None
-    return "dead_letter", check_name("topic", filled(pattern, route.topic, group))
-
-
-def _shards(route: Route, queue: str) -> tuple[str, ...]:
-    """The names of the queues of an ordered route: the topic is in them, so that topics do not wait for one another."""
-    return tuple(f"{queue}.{route.topic}.{number}" for number in range(route.shards or SHARDS))
 
 
 def _size(key: bytes | None, data: Any, headers: HeaderPairs) -> int:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from .deadletters import letter, origin
 from .deadletters import send as send_letter
-from .dispatch import Handling, RetryTopic, Send
+from .dispatch import Handling, Send
 from .errors import BrokerUnavailable, DeliveryError, FlowkitError, PoisonMessage, Stopped, is_passing
 from .message import Partition, Record, about, place
+from .route_options import RetryTopic
 
 if TYPE_CHECKING:
     from .consumer import Consumer, Track

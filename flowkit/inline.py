@@ -1,4 +1,4 @@
-"""The inline half of a group's loop: handle, check, send, flush, look at every delivery. Then the loop commits.
+"""The inline half of a group's loop: handle, check, send, look at every delivery. The loop commits what Kafka has confirmed.
 
 It is part of ``Consumer``, and runs on its thread only.
 """
@@ -45,8 +45,6 @@ class Inline:
     def __init__(self, loop: Consumer) -> None:
         self.loop = loop
         self._sent: dict[Partition, UnderWay] = {}
-        self.waits = False
-        """Whether there are responses that were not looked at."""
         self.is_urgent = False
         """Whether what is under way is to be waited for now."""
         self.parallel = any(handling.concurrency > 1 for handling in loop.handlings.values())
@@ -183,11 +181,15 @@ class Inline:
             nonlocal client, generation
             if generation != producer.generation:  # none was looked up, or it was replaced since
                 generation, client = producer.generation, producer.here
-                self.waits = True
             for response in responses:
                 keep((record, response, start(response, client)))
 
         return send
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are responses that Kafka has not confirmed, as far as was looked."""
+        return any(sent for _, sent in self._sent.values())
 
     def settle_if_due(self, *, commits: bool) -> set[Partition]:
         """``settle``, if it cannot wait. ``commits``: offsets are about to be committed; those behind what Kafka has not
@@ -225,9 +227,7 @@ class Inline:
                 # before all else, so that nothing is committed past it whatever breaks below
                 track.done = sent[0][0].offset
                 track.ahead = {}  # what stands behind it comes again, so that keys keep their order
-        for _, sent in self._sent.values():
-            sent.clear()
-        self.waits = False
+                sent.clear()
         if failed:
             loop.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
         for partition, ((record, response, _), error) in failed.items():
@@ -246,14 +246,12 @@ class Inline:
     def _look_at(self, sent: list[Sent]) -> DeliveryError | None:
         """Removes what Kafka has confirmed, up to the first that it has not: gives why."""
         client = self.loop.producer.here
-        problem, count = None, 0 if client is not None else len(sent)
-        while client is not None and count < len(sent):
-            count += client.confirmed([delivery for _, _, delivery in sent[count:]])
-            if count < len(sent):
-                problem = client.outcome(sent[count][2])
-                if problem is not None:
-                    break
-                count += 1  # confirmed between the two questions
+        problem, count = None, 0
+        for _, _, delivery in sent:
+            problem = None if client is None else client.outcome(delivery)
+            if problem is not None:
+                break
+            count += 1
         self._remove(sent, count)
         return problem
 
@@ -275,7 +273,6 @@ class Inline:
                 left += len(sent)
                 if sent and client.ended(sent[0][2]):
                     self.is_urgent = True
-        self.waits = left > 0
         self.is_urgent = self.is_urgent or left > MOST_SENT
 
     def leave(self, partitions: Sequence[Partition]) -> None:
@@ -326,7 +323,6 @@ class Inline:
     def drop(self) -> None:
         """Forgets what is not confirmed: its messages come again."""
         self._sent = {}
-        self.waits = False
         if self.transactions is not None:
             self.transactions.drop()
 

@@ -77,8 +77,18 @@ class Call:
         try:
             made = response(topic, data, declared.parser, key, partition, partition_key, headers)
         except ParserError as error:
-            raise ParserError(f"the response to {topic!r} cannot be written: {error}") from error
+            raise _unwritten(topic, error) from error
         self.responses.append(made)
+
+    def answer(self, topic: str, data: Any) -> None:
+        """``respond_to`` with what the handler returned, to a topic that it declares: nothing else is to be looked at."""
+        self.returned_to = topic
+        parser = self.declarations[topic].parser
+        try:
+            value = encoded(data, parser)
+        except ParserError as error:
+            raise _unwritten(topic, error) from error
+        self.responses.append(tuple.__new__(Response, (topic, value, None, None, None, (), parser)))
 
     def take(self) -> list[Response]:
         """The responses so far, which are forgotten here."""
@@ -104,6 +114,10 @@ class Call:
                     + (" (what it returned is one of them)" if topic == self.returned_to else "")
                     + "; send one, or declare it with multiple_usage=True"
                 )
+
+
+def _unwritten(topic: str, error: ParserError) -> ParserError:
+    return ParserError(f"the response to {topic!r} cannot be written: {error}")
 
 
 def with_parsers(declarations: Declarations, parser: Any) -> Declarations:

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .deadletters import headers_of_message, origin
-from .dispatch import MOST_RETRY_TOPICS, Ahead, Handling, RetryTopic, Run, Send, Until
+from .dispatch import Ahead, Handling, Run, Send, Until
 from .errors import DeadLetterLimit
 from .message import Abort, PlainRecord, Record, place
 from .responses import Response
+from .route_options import MOST_RETRY_TOPICS, RetryTopic
 
 if TYPE_CHECKING:
     from .clients import ConsumerClient

@@ -1128,12 +1128,18 @@ def test_a_paused_partition_that_leaves_and_comes_back_is_not_paused_any_more(cl
     assert seen == [1, 1, 2]
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["revoked", "lost"])
-def test_no_offset_is_ahead_of_a_response_when_a_partition_leaves(clock: Clock, lost: bool) -> None:
-    app = make_app(kafka={"offset_commit_interval": HOUR})
+def relaying(clock: Clock, **settings: Any) -> tuple[Loop, list[int]]:
+    """A loop that has begun, commits offsets once an hour, and answers each message; and what it has handled."""
+    app = make_app(**{"kafka": {"offset_commit_interval": HOUR}, **settings})
     seen = relay(app)
     loop = Loop(app, clock)
     loop.turn()
+    return loop, seen
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["revoked", "lost"])
+def test_no_offset_is_ahead_of_a_response_when_a_partition_leaves(clock: Clock, lost: bool) -> None:
+    loop, seen = relaying(clock)
     refuse_values(loop, 3, times=1)
     loop.put("a", 1, 2, 3, 4)
     loop.turn()
@@ -1146,10 +1152,7 @@ def test_no_offset_is_ahead_of_a_response_when_a_partition_leaves(clock: Clock, 
 
 
 def test_responses_are_waited_for_when_a_partition_leaves_so_that_nothing_is_repeated(clock: Clock) -> None:
-    app = make_app(kafka={"offset_commit_interval": HOUR})
-    seen = relay(app)
-    loop = Loop(app, clock)
-    loop.turn()
+    loop, seen = relaying(clock)
     loop.put("a", 1, 2, 3, 4)
     loop.turn()
     loop.take_away("a")
@@ -1168,10 +1171,7 @@ def test_a_response_of_a_partition_that_left_is_no_matter_of_its_next_stay(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     confirm_late(monkeypatch)
-    app = make_app(kafka={"offset_commit_interval": HOUR})
-    seen = relay(app)
-    loop = Loop(app, clock)
-    loop.turn()
+    loop, seen = relaying(clock)
     refuse_values(loop, 2, times=1)
     loop.put("a", 1, 2, 3, 4)
     loop.turn()
@@ -1209,10 +1209,7 @@ def test_responses_are_waited_for_when_there_are_too_many(
 ) -> None:
     confirm_late(monkeypatch)
     monkeypatch.setattr(flowkit.inline, "MOST_SENT", most)
-    app = make_app(kafka={"offset_commit_interval": HOUR})
-    seen = relay(app)
-    loop = Loop(app, clock)
-    loop.turn()
+    loop, seen = relaying(clock)
     refuse_values(loop, 5, times=1)
     loop.put("a", *range(1, 9))
     loop.turn()
@@ -1222,10 +1219,7 @@ def test_responses_are_waited_for_when_there_are_too_many(
 
 
 def test_a_failed_response_is_seen_at_the_end_of_its_turn(clock: Clock) -> None:
-    app = make_app(kafka={"offset_commit_interval": HOUR})
-    seen = relay(app)
-    loop = Loop(app, clock)
-    loop.turn()
+    loop, seen = relaying(clock)
     refuse_values(loop, 2, times=1)
     loop.put("a", 1, 2, 3)
     loop.turn()

@@ -835,15 +835,15 @@ def test_what_is_no_error_of_the_handler_comes_out_of_the_loop(app: Flowkit) -> 
         run(app, b"0")
 
 
-# A handler of the payload alone, which declares nothing, has a loop of its own.
+# A handler of the payload alone has a loop of its own.
 
 
 class Line(pydantic.BaseModel):
     n: int
 
 
-@pytest.mark.parametrize("annotation", [Any, dict, Line | None, Invoice | None], ids=shown)
-def test_a_tombstone_among_others_is_one(app: Flowkit, annotation: Any) -> None:
+def keeper(app: Flowkit, annotation: Any) -> list[Any]:
+    """A handler that keeps the payloads that it is given, which it annotates so."""
     kept: list[Any] = []
 
     def bill(order):  # type: ignore[no-untyped-def]
@@ -851,31 +851,26 @@ def test_a_tombstone_among_others_is_one(app: Flowkit, annotation: Any) -> None:
 
     bill.__annotations__ = {"order": annotation}
     app.add_topic("orders", bill)
+    return kept
+
+
+@pytest.mark.parametrize("annotation", [Any, dict, Line | None, Invoice | None], ids=shown)
+def test_a_tombstone_among_others_is_one(app: Flowkit, annotation: Any) -> None:
+    kept = keeper(app, annotation)
     value = b'{"n": 1, "id": 1}'
     assert run(app, value, None, value, None)[:2] == (4, None)
     assert [order is None for order in kept] == [False, True, False, True]
 
 
 def test_what_is_no_json_among_others_is_given_as_it_is(app: Flowkit) -> None:
-    kept: list[Any] = []
-
-    @app.topic("orders")
-    def bill(order: Any) -> None:
-        kept.append(order)
-
+    kept = keeper(app, Any)
     assert run(app, b"1", b"{", b"2", b"")[:2] == (4, None)
     assert kept == [1, {"message": b"{"}, 2, {"message": b""}]
 
 
 @pytest.mark.parametrize("annotation", [Line, Invoice], ids=shown)
 def test_a_payload_among_others_that_does_not_fit_fails_alone(app: Flowkit, annotation: Any) -> None:
-    kept: list[Any] = []
-
-    def bill(order):  # type: ignore[no-untyped-def]
-        kept.append(order)
-
-    bill.__annotations__ = {"order": annotation}
-    app.add_topic("orders", bill)
+    kept = keeper(app, annotation)
     value = b'{"n": 1, "id": 1}'
     done, error, _ = run(app, value, value, b'{"n": "x"}', value)
     assert (done, type(error), len(kept)) == (2, PayloadError, 2)
