@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import flowkit.batches
 import flowkit.clients.memory
 import flowkit.consumer
 import flowkit.dispatch
@@ -214,7 +215,7 @@ class Loop:
 def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of every loop from now on: it moves when a test says so, and polls do not wait."""
     clock = Clock()
-    for module in (flowkit.consumer, flowkit.dispatch, flowkit.lookout, flowkit.queueing):
+    for module in (flowkit.batches, flowkit.consumer, flowkit.dispatch, flowkit.lookout, flowkit.queueing):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
     return clock
@@ -1161,16 +1162,21 @@ def test_responses_are_waited_for_when_a_partition_leaves_so_that_nothing_is_rep
     assert seen == [1, 2, 3, 4]
 
 
-def confirm_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that is sent has ended when the loop looks, but for those that it waits for."""
-    monkeypatch.setattr(flowkit.clients.memory.Producer, "confirmed", lambda *_: 0)
-    monkeypatch.setattr(flowkit.clients.memory.Producer, "ended", lambda *_: False)
+class Late:
+    """While ``on``, nothing that is sent has ended when the loop looks, but for those that it waits for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.on = True
+        client = flowkit.clients.memory.Producer
+        confirmed, ended = client.confirmed, client.ended
+        monkeypatch.setattr(client, "confirmed", lambda *args: 0 if self.on else confirmed(*args))
+        monkeypatch.setattr(client, "ended", lambda *args: not self.on and ended(*args))
 
 
 def test_a_response_of_a_partition_that_left_is_no_matter_of_its_next_stay(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    confirm_late(monkeypatch)
+    Late(monkeypatch)
     loop, seen = relaying(clock)
     refuse_values(loop, 2, times=1)
     loop.put("a", 1, 2, 3, 4)
@@ -1189,7 +1195,7 @@ def test_a_response_of_a_partition_that_left_is_no_matter_of_its_next_stay(
 def test_responses_are_waited_for_in_the_turn_that_no_message_came(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    confirm_late(monkeypatch)
+    Late(monkeypatch)
     app = make_app()
     relay(app)
     loop = Loop(app, clock)
@@ -1207,7 +1213,7 @@ def test_responses_are_waited_for_in_the_turn_that_no_message_came(
 def test_responses_are_waited_for_when_there_are_too_many(
     clock: Clock, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    confirm_late(monkeypatch)
+    Late(monkeypatch)
     monkeypatch.setattr(flowkit.inline, "MOST_SENT", most)
     loop, seen = relaying(clock)
     refuse_values(loop, 5, times=1)
@@ -1226,6 +1232,130 @@ def test_a_failed_response_is_seen_at_the_end_of_its_turn(clock: Clock) -> None:
     loop.put("a", 4)
     loop.turn()
     assert seen == [1, 2, 3, 2, 3, 4]
+
+
+def test_a_dead_letter_in_the_middle_of_a_batch_leaves_what_was_under_way_behind_it_to_come_again(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Late(monkeypatch)
+    app = make_app(retry=1, dead_letter="dead", kafka={"offset_commit_interval": 0.1})
+    seen: list[int] = []
+
+    @app.topic("a")
+    @app.responds_to("out")
+    def handle(value: int) -> int:
+        seen.append(value)
+        clock.now += 1 if value < 10 else 0  # the first partition is where it looks in the middle
+        return value
+
+    loop = Loop(app, clock)
+    loop.broker.create("a", 2)
+    loop.turn()
+    refuse_values(loop, 50, 51, 52, times=3)
+    loop.put("a", 50, 51, 52, partition=1)
+    loop.turn()
+    assert loop.committed("a", 1) in (None, 0)
+    late.on = False
+    loop.put("a", 1, 2)
+    loop.put("a", 53, partition=1)
+    loop.turn(3, after=1)
+    assert [value for value in seen if value >= 10] == [50, 51, 52, 51, 52, 53]
+    assert loop.values("dead") == [50]
+    assert set(loop.values("out")) == {1, 2, 51, 52, 53}
+    assert (loop.committed("a"), loop.committed("a", 1)) == (2, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": True}], ids=["one by one", "batches"])
+def test_a_threshold_waits_for_responses(
+    clock: Clock, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Late(monkeypatch)
+    app = make_app(kafka={"offset_commit_interval": HOUR, "offset_commit_threshold": 1})
+    seen: list[int] = []
+
+    @app.topic("a", **options)
+    @app.responds_to("out", multiple_usage=True)
+    def handle(value: Any) -> None:
+        for one in value if options else [value]:
+            seen.append(one)
+            app.respond_to("out", one)
+
+    loop = Loop(app, clock)
+    loop.turn()
+    loop.put("a", 1, 2, 3)
+    loop.turn()
+    assert seen == [1, 2, 3]
+    assert [commit[Partition("a", 0)] for commit in loop.commits] == [1, 2, 3]
+
+
+def test_responses_behind_a_replaced_producer_go_to_the_next_one(clock: Clock) -> None:
+    app = make_app()
+    made: list[list[bytes | None]] = []
+
+    @app.topic("a")
+    @app.responds_to("out")
+    def handle(value: int) -> int:
+        if value == 2:
+            with pytest.raises(DeliveryError):
+                loop.producer.send("out", b"99")
+        return value
+
+    def make(settings: Any) -> Any:
+        client, sent = loop.broker.producer(settings), []
+        accept = client.send
+        made.append(sent)
+
+        def send(topic: str, value: bytes | None, *rest: Any) -> Any:
+            sent.append(value)
+            return RuntimeError("too large") if value == b"99" else accept(topic, value, *rest)
+
+        client.send = send  # type: ignore[method-assign]
+        return client
+
+    loop = Loop(app, clock)
+    loop.producer._make = make  # type: ignore[assignment]
+    loop.put("a", 1, 2, 3)
+    loop.turn(2, after=1)
+    assert made == [[b"1", b"99"], [b"2", b"3"]]
+    assert loop.committed("a") == 3
+
+
+def test_nobody_waits_for_responses_when_a_client_is_given_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = Late(monkeypatch)
+    loop, seen = relaying(clock)
+    flushed: list[float] = []
+    loop.put("a", 1, 2)
+    loop.turn()
+    monkeypatch.setattr(flowkit.clients.memory.Producer, "flush", lambda _, timeout: flushed.append(timeout))
+    loop.consumer._reconnect(RuntimeError("CRC check failed"))
+    assert flushed == []
+    assert loop.committed("a") in (None, 0)
+    assert not loop.consumer.stopping
+    late.on = False
+    loop.turn(2)
+    assert seen == [1, 2, 1, 2]
+
+
+def test_a_log_that_was_cut_off_is_not_committed_past_a_response(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Late(monkeypatch)
+    late.on = False
+    loop, _ = relaying(clock, kafka={"offset_commit_interval": 1})
+    loop.put("a", 1, 2, 3, 4, 5)
+    loop.turn(after=2)
+    assert loop.committed("a") == 5
+    late.on = True
+    loop.put("a", 6)
+    loop.turn()
+    del loop.broker.topics["a"][0][1:]
+    loop.client.seek(Partition("a", 0), 1)
+    loop.consumer.moved(Partition("a", 0), 6, 1)
+    loop.put("a", 20)
+    loop.turn(after=2)
+    assert loop.committed("a") == 1
+    loop.turn(after=2)
+    assert loop.committed("a") == 2
 
 
 def test_messages_of_a_waiting_partition_are_not_skipped_whatever_the_client_does(clock: Clock) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from servers import WaitFor
-from test_consumer import Clock, Loop, Redis, make_app, refuse_values
+from test_consumer import Clock, Late, Loop, Redis, make_app, refuse_values
 
 import flowkit.consumer
 from flowkit import Flowkit
@@ -210,6 +210,40 @@ def test_what_was_finished_too_late_is_repeated_if_its_response_did_not_arrive()
     loop.client._assign = assign
     loop.turn(2)
     assert seen == [1, 2, 1, 2, 3]
+
+
+def test_what_was_known_of_a_partition_that_was_lost_and_kept_is_not_known_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = make_app(kafka={"offset_commit_interval": 3600})
+    seen: list[int] = []
+
+    @app.topic("a")
+    @app.responds_to("out")
+    def handle(value: int) -> int:
+        seen.append(value)
+        if value == 2 and seen.count(2) == 1:
+            loop.take_long()
+        return value
+
+    # Given a partition that was lost and came back while a message of it was in hand
+    loop = Kept(app)
+    loop.put("a", 1, 2, 3)
+    loop.leave(PLACE, lost=True)
+    loop.turn(2)
+    assert (seen, loop.committed("a")) == ([1, 2, 3], 3)
+    # When it goes to another one in due form, with a response that Kafka refuses under way, and comes back
+    Late(monkeypatch)
+    refuse_values(loop, 4, times=1)
+    loop.producer.renew()
+    loop.put("a", 4, 5)
+    loop.consumer.turn()
+    loop.take_away("a")
+    loop.consumer.confirmed({PLACE: 3})
+    # Then the message of that response comes again
+    loop.turn(3)
+    assert seen == [1, 2, 3, 4, 5, 4, 5]
+    assert loop.committed("a") == 5
 
 
 def test_a_partition_that_waits_in_the_batch_and_left_is_not_touched() -> None:
