@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from commands import read_topic
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from servers import Kafka, MakeTopic, WaitFor
 
@@ -35,9 +36,11 @@ BATCH = 100
 
 
 class Member:
-    """A consumer of a group, in a thread of its own, and the numbers it has handled by partition."""
+    """A consumer of a group, in a thread of its own, and the numbers it has handled by partition. It answers them in ``out``."""
 
-    def __init__(self, hosts: str, topic: str, name: str, handled: list[int], **kafka: Any) -> None:
+    def __init__(
+        self, hosts: str, topic: str, name: str, handled: list[int], out: str | None = None, **kafka: Any
+    ) -> None:
         self.mine: Counter[int] = Counter()
         app = Flowkit(
             name,
@@ -52,11 +55,14 @@ class Member:
             inline=True,
         )
 
-        def handle(number: int) -> None:
+        def handle(number: int) -> int | None:
             handled.append(number)
             self.mine[number % PARTITIONS] += 1
+            return None if out is None else number
 
         app.add_topic(topic, handle, group=topic)
+        if out is not None:
+            app.add_response(handle, out)
         self._producer = Producer(lambda: app.settings, producer_client)
         self.consumer = Consumer(topic, app.handlings, app.settings, app.events, self._producer, consumer_client)
         self._thread = threading.Thread(target=self.consumer.run, name=name)
@@ -110,12 +116,12 @@ def test_two_consumers_join_and_leave_twenty_times_under_load(
 ) -> None:
     if not kafka.apache:
         pytest.skip("the embedded broker has no rebalances to be relied on")
-    name = topic("churn", PARTITIONS)
+    name, out = topic("churn", PARTITIONS), topic("answers")
     handled: list[int] = []
     longest = 0.0
 
     def join(number: int) -> Member:
-        return Member(kafka.hosts, name, f"member-{number}", handled, partition_assignment_strategy=strategy)
+        return Member(kafka.hosts, name, f"member-{number}", handled, out, partition_assignment_strategy=strategy)
 
     def every_partition_moves() -> None:
         nonlocal longest
@@ -147,4 +153,7 @@ def test_two_consumers_join_and_leave_twenty_times_under_load(
     repeated = sum(counts.values()) - len(sent)
     print(f"{strategy}: {len(sent)} sent, {repeated} repeated in {CHANGES} changes, longest pause {longest:.1f} s")
     assert repeated <= CHANGES * BATCH
+    answers = Counter(int(record.value) for record in read_topic(kafka.hosts, out, len(sent)))
+    assert sorted(answers) == sent
+    assert answers.total() <= len(handled)
     assert committed(kafka.hosts, name) == [len(sent[number::PARTITIONS]) for number in range(PARTITIONS)]

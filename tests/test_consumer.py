@@ -1288,6 +1288,23 @@ def test_a_threshold_waits_for_responses(
     assert [commit[Partition("a", 0)] for commit in loop.commits] == [1, 2, 3]
 
 
+def test_whether_a_message_that_has_failed_is_over_it_is_waited_for(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Late(monkeypatch)
+    loop, seen = relaying(clock, retry=Retry(first=1, factor=2, jitter=0))
+    refuse_values(loop, 1, times=3)
+    loop.put("a", 1)
+    loop.turn(2)  # in the second one no message comes, so it is waited for
+    for wait in (1, 2, 4):
+        assert loop.consumer.tracks[A].resume_at == clock.now + wait
+        assert not loop.events.count("recovered")
+        loop.turn(after=wait)  # it lets the partition go on
+        loop.turn()
+    assert seen == [1] * 4
+    assert loop.events.count("recovered") == 1
+
+
 def test_responses_behind_a_replaced_producer_go_to_the_next_one(clock: Clock) -> None:
     app = make_app()
     made: list[list[bytes | None]] = []

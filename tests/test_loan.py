@@ -228,7 +228,9 @@ def test_what_was_known_of_a_partition_that_was_lost_and_kept_is_not_known_for_e
 
     # Given a partition that was lost and came back while a message of it was in hand
     loop = Kept(app)
-    loop.put("a", 1, 2, 3)
+    loop.put("a", 1)
+    loop.turn()
+    loop.put("a", 2, 3)
     loop.leave(PLACE, lost=True)
     loop.turn(2)
     assert (seen, loop.committed("a")) == ([1, 2, 3], 3)
