@@ -36,7 +36,7 @@ BATCH = 100
 
 
 class Member:
-    """A consumer of a group, in a thread of its own, and the numbers it has handled by partition. It answers them in ``out``."""
+    """A consumer of a group, in a thread of its own, and the numbers it has handled by partition; ``out`` is for answers."""
 
     def __init__(
         self, hosts: str, topic: str, name: str, handled: list[int], out: str | None = None, **kafka: Any
