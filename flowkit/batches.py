@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .coroutines import finish
-from .dispatch import Ahead, Handling, Run, Send, Until, as_failure
+from .dispatch import Handling, Run, Send, Until, as_failure
 from .errors import BatchError, ConfigurationError, is_passing
 from .message import Abort, Message, Record, place
 from .responses import Call, Declarations, Response, current
@@ -76,22 +76,19 @@ class Batching(Handling):
             raise error
         return responses
 
-    def run(
+    def _run_each(
         self,
+        call: Run,  # noqa: ARG002
         records: Sequence[Record],
         send: Send,
-        *,
         attempt: int,
         received: float,
         until: Until,
-        call: Run | None = None,  # noqa: ARG002
-        ahead: Ahead | None = None,  # noqa: ARG002
-    ) -> tuple[int, Exception | None]:
+    ) -> tuple[int, BaseException | None]:
         done = 0
         partition = records[0].partition
         if attempt > 1:  # it failed, and maybe for another one
             self._alone_to[partition] = self._ends.get(partition, -1)
-        token = current.set(self._idle)
         try:
             while done < len(records):
                 until.began = now = time.monotonic()
@@ -111,12 +108,7 @@ class Batching(Handling):
                 if not count:
                     break  # it is to stop
         except (Exception, SystemExit) as raised:  # of what sends
-            return done, as_failure(raised)
-        finally:
-            if done:
-                self.dead_in_a_row = 0
-            current.reset(token)
-            self._idle.take()
+            return done, raised
         return done, None
 
     def take_apart(self, record: Record) -> bool:
@@ -206,19 +198,18 @@ class Batching(Handling):
                 if failure.index == 0:
                     return [], 0, error
                 call.check()
-                return call.responses, failure.index, error
+                return call.take(), failure.index, error
             if result is not None:
                 self._answer_each(call, result)
             call.check()
-            return call.responses, 0, None
+            return call.take(), 0, None
         finally:
             current.reset(token)
 
     def _answer_each(self, call: Call, result: Any) -> None:
         """What a batch handler returned: a list is a response for each of its items."""
         if isinstance(result, list) and self._answers_to is not None:
-            call.returned_to = self._answers_to
             for item in result:
-                call.respond_to(self._answers_to, item)
+                call.answer(self._answers_to, item)
         else:
             self._answer(call, result)

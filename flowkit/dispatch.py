@@ -419,7 +419,7 @@ class Handling:
             call.check()
         if call.responder is not None and not call.responder_calls:
             self._check_unused_responder()
-        return responses
+        return call.take()  # what is left running in the handler's context is too late
 
     def _answer(self, call: Call, result: Any) -> None:
         if call.responder is not None:

@@ -220,13 +220,14 @@ class Inline:
         failed: dict[Partition, tuple[Sent, DeliveryError]] = {}
         for partition, (track, sent) in [*self._sent.items()]:
             problem = self._look_at(sent)
+            if problem is not None:
+                # before all else, so that nothing is committed past it whatever breaks below, or if its partition comes back
+                track.done = sent[0][0].offset
+                track.ahead = {}  # what stands behind it comes again, so that keys keep their order
             if loop.tracks.get(partition) is not track:
                 del self._sent[partition]
             elif problem is not None:
                 failed[partition] = sent[0], problem
-                # before all else, so that nothing is committed past it whatever breaks below
-                track.done = sent[0][0].offset
-                track.ahead = {}  # what stands behind it comes again, so that keys keep their order
                 sent.clear()
         if failed:
             loop.producer.renew()  # first: a dead letter sent by a client that has failed would fail too

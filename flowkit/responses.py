@@ -88,7 +88,7 @@ class Call:
             value = encoded(data, parser)
         except ParserError as error:
             raise _unwritten(topic, error) from error
-        self.responses.append(tuple.__new__(Response, (topic, value, None, None, None, (), parser)))
+        self.responses.append(Response(topic, value, parser=parser))
 
     def take(self) -> list[Response]:
         """The responses so far, which are forgotten here."""
