@@ -31,6 +31,7 @@ class Process:
         self.command = command
         self.log = log
         with log.open("ab") as output:
+            self._begin = output.seek(0, os.SEEK_END)
             self.popen = subprocess.Popen(
                 [program(command[0]), *command[1:]],
                 cwd=cwd,
@@ -50,11 +51,14 @@ class Process:
         """All that it (and those before it with the same log) printed."""
         return self.log.read_text(errors="replace")
 
+    def _own_output(self) -> str:
+        return self.log.read_bytes()[self._begin :].decode(errors="replace")
+
     def wait_for(self, text: str, timeout: float = 60) -> None:
-        """Waits until it has printed ``text``."""
+        """Waits until it (or another one with the same log, since it was started) has printed ``text``."""
         deadline = time.monotonic() + timeout
-        while text not in self.output:
-            if time.monotonic() > deadline or (self.popen.poll() is not None and text not in self.output):
+        while text not in self._own_output():
+            if time.monotonic() > deadline or (self.popen.poll() is not None and text not in self._own_output()):
                 raise AssertionError(f"{' '.join(self.command)} did not print {text!r}:\n{self.output[-4000:]}")
             time.sleep(0.02)
 

@@ -630,7 +630,14 @@ def test_a_group_that_ends_by_itself_ends_the_process_with_a_failure(error: Base
 
     server = Server(app, make)
     if code is None:  # an error that another client may not have: it goes on
-        threading.Timer(1.0, server.stop).start()
+
+        def stop() -> None:
+            deadline = time.monotonic() + 60
+            while made.count("dies_orders") < 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            server.stop()
+
+        threading.Thread(target=stop).start()
         assert server.run() == 0
         assert made.count("dies_orders") == 2
     elif isinstance(code, int):
