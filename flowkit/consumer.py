@@ -130,7 +130,7 @@ class Consumer:
         """What has left since the batch in hand was polled."""
         self.batch: Mapping[Partition, Sequence[Record]] = {}
         self._lost: dict[Partition, Track] = {}
-        self._silent = 0.0
+        self._silent = self._silent_before = 0.0
         self._polled_at = self.turned_at
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
@@ -191,6 +191,7 @@ class Consumer:
     def turn(self) -> None:
         """One poll and all that follows from it."""
         self.turned_at = time.monotonic()
+        self._silent_before, self._silent = self._silent, 0.0
         if (error := self.loan.error) is not None:
             raise error
         client = self.client
@@ -243,7 +244,7 @@ class Consumer:
     def about_to_poll(self) -> None:
         """Called before each poll, whoever does it: for how long none was is why a membership is lost."""
         now = time.monotonic()
-        self._silent, self._polled_at = now - self._polled_at, now
+        self._silent, self._polled_at = max(self._silent, now - self._polled_at), now
 
     @property
     def longest_batch(self) -> float:
@@ -436,7 +437,10 @@ class Consumer:
             self._behind.pop(partition, None)
 
     def lost(self, partitions: Sequence[Partition]) -> None:
-        kafka, silent = self.settings.kafka, self._silent
+        kafka, silent = (
+            self.settings.kafka,
+            max(self._silent, self._silent_before),
+        )  # a client may find out a poll later
         too_long = silent > min(kafka.session_timeout, kafka.max_poll_interval)
         why = (
             f". It had not polled for {silent:.0f} s: raise kafka.session_timeout ({kafka.session_timeout:g} s) and"

@@ -104,7 +104,7 @@ def variables(settings: Mapping[str, object]) -> Env:
 
 @pytest.fixture(autouse=True)
 def no_socket_is_left() -> Iterator[None]:
-    """kafka-python leaves the sockets of refused logins to the garbage collector: here, and not in the middle of another test."""
+    """kafka-python leaves the sockets of refused logins to the garbage collector: here, and not in another test."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
