@@ -1162,6 +1162,15 @@ def test_responses_are_waited_for_when_a_partition_leaves_so_that_nothing_is_rep
     assert seen == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("later", [0, 1, 2], ids=["with the next poll", "a poll later", "for another reason"])
+def test_why_a_membership_was_lost_is_said(clock: Clock, later: int, caplog: pytest.LogCaptureFixture) -> None:
+    loop, _ = relaying(clock)
+    loop.turn(after=40)
+    loop.turn(later)
+    loop.consumer.lost([Partition("a", 0)])
+    assert ("It had not polled for 40 s" in caplog.text) == (later < 2)
+
+
 class Late:
     """While ``on``, nothing that is sent has ended when the loop looks, but for those that it waits for."""
 
