@@ -349,6 +349,11 @@ class Flowkit:
         self._settings = self._connected_settings(needs_redis=True)
         return self._settings
 
+    def settings_for_run(self) -> Settings:
+        """The settings, for what needs brokers, and Redis where a route queues. Raises ``SettingsError``."""
+        self._settings = self._connected_settings(self._queues)
+        return self._settings
+
     def _connected_settings(
         self, needs_redis: bool | Callable[[Settings], bool] = False, *, check_client: bool = True
     ) -> Settings:

@@ -14,7 +14,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .clients import MakeConsumer
 from .consumer import Consumer
@@ -57,8 +57,17 @@ def collecting_less() -> Iterator[None]:
         gc.unfreeze()
 
 
+class Looks(contextlib.AbstractContextManager["Looks"], Protocol):
+    """What is told how the process is: ``Doors``, or the first of several processes."""
+
+    def look(self) -> None: ...
+
+
 class Server:
-    """The consumers of one application in one process."""
+    """The consumers of one application in one process. One of several has ``reporting``, and leaves terminals to the first.
+
+    ``halted``: something happened (``Stopped``) at which the others are to end as well.
+    """
 
     def __init__(
         self,
@@ -68,9 +77,12 @@ class Server:
         topics: Collection[str] = (),
         groups: Collection[str] = (),
         on_ready: Callable[[], None] | None = None,
+        reporting: Callable[[Callable[[], Health]], Looks] | None = None,
     ) -> None:
         self.app = app
+        self.halted = False
         self._on_ready = on_ready
+        self._reporting = reporting
         self._topics = topics
         self._only_groups = groups
         self._make_client = make_client
@@ -93,18 +105,20 @@ class Server:
         app.start()
         try:
             self._consumers = self._make_consumers()
-            if not self._consumers:
-                raise ConfigurationError(
-                    f"{app.reference or repr(app)} has no topics; register a handler with @app.topic(...)"
-                )
-            doors = Doors(self.health, app.settings.health, self._on_ready, app.settings.health_file)
+            doors = self._make_doors()
         except BaseException:
             app.stop()
             raise
         with doors, collecting_less():
             return self._serve(doors)
 
-    def _serve(self, doors: Doors) -> int:
+    def _make_doors(self) -> Looks:
+        if self._reporting is not None:
+            return self._reporting(self.health)
+        settings = self.app.settings
+        return Doors(self.health, settings.health, self._on_ready, settings.health_file)
+
+    def _serve(self, doors: Looks) -> int:
         app = self.app
         upkeep = self._make_upkeep()
         self._install_signals()
@@ -144,7 +158,7 @@ class Server:
     def _make_consumers(self) -> list[Consumer]:
         app = self.app
         groups: dict[str, dict[str, Handling]] = defaultdict(dict)
-        for topic, handling in self._picked().items():
+        for topic, handling in picked(app, self._topics, self._only_groups).items():
             groups[handling.group][topic] = handling
         job_queue = None
         if (
@@ -166,26 +180,6 @@ class Server:
             for group, handlings in groups.items()
         ]
 
-    def _picked(self) -> dict[str, Handling]:
-        """The routes that this process consumes: all, or those of the named topics and groups."""
-        handlings = self.app.handlings
-        names = {handling.group for handling in handlings.values()}
-        for noun, given, known in (("topic", self._topics, handlings), ("group", self._only_groups, names)):
-            for name in given:
-                if name not in known:
-                    raise ConfigurationError(
-                        unknown_name(f"--{noun}s {name}", name, known, f"{noun} in this application")
-                    )
-        picked = {
-            topic: handling
-            for topic, handling in handlings.items()
-            if (not self._topics or topic in self._topics)
-            and (not self._only_groups or handling.group in self._only_groups)
-        }
-        if handlings and not picked:
-            raise ConfigurationError("no topic is in the named --topics and the named --groups; see `flowkit routes`")
-        return picked
-
     def _make_upkeep(self) -> Upkeep | None:
         redis = self.app.settings.redis
         if not redis or all(c.queueing is None or c.queueing.intake is None for c in self._consumers):
@@ -206,7 +200,7 @@ class Server:
             self._refused = error
         except Stopped as error:
             logger.error("group %s stops, and the application with it: %s", consumer.group, error)
-            self._failed = True
+            self._failed = self.halted = True
         except BaseException:
             logger.exception("group %s stops: its loop failed", consumer.group)
             self._failed = True
@@ -218,15 +212,16 @@ class Server:
     def _install_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
-            signal.signal(signal.SIGINT, self._on_signal)
+            # a terminal sends it to all processes, and the first of several passes its own on
+            signal.signal(signal.SIGINT, self._on_signal if self._reporting is None else lambda *_: None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         name = signal.Signals(number).name
+        if self._reporting is None:
+            os.write(2, on_signal(name, again=self._signalled))
         if self._signalled:
-            os.write(2, f"flowkit: {name} again, ending at once; unfinished messages come again\n".encode())
             os._exit(1)
         self._signalled = True
-        os.write(2, f"flowkit: {name}, finishing the messages in hand\n".encode())
         self.stop()
 
     def health(self) -> Health:
@@ -296,7 +291,7 @@ class Server:
             _stack(thread),
         )
 
-    def _join(self, doors: Doors) -> bool:
+    def _join(self, doors: Looks) -> bool:
         """Waits for every loop to end, for ``shutdown_timeout`` seconds in all."""
         for consumer in self._consumers:
             consumer.stop()
@@ -315,6 +310,36 @@ class Server:
                 _stack(thread),
             )
         return not stuck
+
+
+def on_signal(name: str, *, again: bool) -> bytes:
+    """What is said at a signal, in its handler."""
+    then = " again, ending at once; unfinished messages come again" if again else ", finishing the messages in hand"
+    return f"flowkit: {name}{then}\n".encode()
+
+
+def picked(app: Flowkit, topics: Collection[str], groups: Collection[str]) -> dict[str, Handling]:
+    """The routes to be consumed: all, or those of the named topics and groups. Raises ``ConfigurationError``."""
+    handlings = app.handlings
+    if not handlings:
+        raise ConfigurationError(
+            f"{app.reference or repr(app)} has no topics; register a handler with @app.topic(...)"
+        )
+    names = {handling.group for handling in handlings.values()}
+    for noun, given, known in (("topic", topics, handlings), ("group", groups, names)):
+        for name in given:
+            if name not in known:
+                raise ConfigurationError(
+                    unknown_name(f"--{noun}s {name}", name, known, f"{noun} in this application")
+                )
+    found = {
+        topic: handling
+        for topic, handling in handlings.items()
+        if (not topics or topic in topics) and (not groups or handling.group in groups)
+    }
+    if not found:
+        raise ConfigurationError("no topic is in the named --topics and the named --groups; see `flowkit routes`")
+    return found
 
 
 def _look_at_durability(job_queue: JobQueue) -> None:

@@ -30,6 +30,7 @@ from rq.utils import now, utcformat
 from rq.worker.base import WorkerStatus
 
 from .jobs import OwnJob, OwnWorker
+from .processes import HALTED, RETIRED
 from .queues import Envelope, connect, redis_errors
 
 if TYPE_CHECKING:
@@ -51,12 +52,6 @@ IDLE = 60
 
 EASE = 5.0
 """Seconds between the heartbeats of a worker that goes from job to job; RQ sends five a job."""
-
-RETIRED = 3
-"""The exit code of a process that has done as many jobs as it was to do, so that another takes its place."""
-
-HALTED = 4
-"""That of one after whose job the others are to end as well."""
 
 TAKE = """
 if redis.call('exists', KEYS[3]) == 1 then return 'suspended' end

@@ -740,7 +740,7 @@ def test_a_worker_has_one_process_for_a_shard(redis_url: str) -> None:
     app.add_topic("mails", print)
     workers = Workers(app, None, processes=3)
     for queue in route_queues(app):
-        workers._seat(queue)
+        workers._seat_queue(queue)
     assert sorted(workers._start_at) == [
         ("default", 0),
         ("default", 1),

@@ -22,8 +22,9 @@ from servers import Kafka, MakeTopic, RedisServer, WaitFor
 from support import make_app, messages_of
 
 from flowkit import workers as workers_module
+from flowkit.processes import Seat
 from flowkit.queues import queues_key
-from flowkit.workers import Seat, Workers
+from flowkit.workers import Workers
 
 
 class Tasks:

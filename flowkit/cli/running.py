@@ -49,6 +49,9 @@ def run(
             autocompletion=completing.groups,
         ),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", "-n", metavar="COUNT", help="Processes, which share the partitions.", min=1)
+    ] = 1,
     log_level: LogLevel = None,
     daemon: AsDaemon = False,
     pid: PidPath = None,
@@ -57,21 +60,28 @@ def run(
     """Consume: run inline handlers, put other messages on their queues.
 
     Ends on SIGTERM or Ctrl-C after the message in hand; a second one ends it at once. Start several, on one machine or
-    many: they share the partitions. systemd, Docker and Kubernetes want it in the foreground, as it is; where none of them
-    is at hand, --daemon lets it go on alone, and the command returns when it consumes or has failed. SIGHUP reopens the log.
+    many: they share the partitions. --processes starts several here, and again if one dies. systemd, Docker and Kubernetes
+    want it in the foreground, as it is; where none of them is at hand, --daemon lets it go on alone, and the command returns
+    when it consumes or has failed. SIGHUP reopens the log.
 
     \b
     Examples:
       flowkit run shop:app
       flowkit run shop:app --topics orders,payments
+      flowkit run shop:app --processes 4
       FLOWKIT_KAFKA_HOSTS=kafka:9092 flowkit run shop:app
       flowkit run shop:app --daemon --pid shop.pid --log shop.log
     """
     from ..server import Server
+    from ..servers import Servers
 
     with _maybe_daemon("run", daemon, pid, log) as ready:
         application = load_and_log(app, log_level)
-        code = Server(application, topics=names_of(topics), groups=names_of(groups), on_ready=ready).run()
+        topic_names, group_names = names_of(topics), names_of(groups)
+        if processes == 1:
+            code = Server(application, topics=topic_names, groups=group_names, on_ready=ready).run()
+        else:
+            code = Servers(application, processes, topics=topic_names, groups=group_names, on_ready=ready).run()
         if code:
             raise typer.Exit(code)
 
