@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import redis
 from redis import Redis
 from redis.exceptions import ResponseError
 from rq import Queue
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.executions import Execution
+from rq.job import Job
 from rq.scheduler import RQScheduler
 
+from .brief import brief
 from .errors import RedisUnavailable
 from .jobs import OwnJob
 from .queues import Envelope, Writer, connect, known_queues, redis_errors
@@ -112,7 +115,7 @@ class Upkeep(threading.Thread):
             self._clean_at = time.monotonic() + CLEAN_EVERY
         self._look_for_queues()
         if self._scheduler is not None and self._scheduler.acquired_locks:
-            self._scheduler.enqueue_scheduled_jobs()
+            self._enqueue_due(self._scheduler)
         if cleaning:  # last: if it fails, the due retries are back
             for queue in self._queues:
                 self._clean(queue)
@@ -137,6 +140,39 @@ class Upkeep(threading.Thread):
             )
         if self._scheduler is not None:
             self._scheduler.acquire_locks()
+
+    def _enqueue_due(self, scheduler: RQScheduler) -> None:
+        """RQ reads all due jobs at once, and puts none back while one of them cannot be read: that one is taken out."""
+        try:
+            scheduler.enqueue_scheduled_jobs()
+        except (redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception:
+            if not self._take_out_unreadable():
+                raise
+            scheduler.enqueue_scheduled_jobs()
+
+    def _take_out_unreadable(self) -> int:
+        """Takes what RQ cannot read out of the jobs that are due; what there is of it stays. Gives how many there were."""
+        found = 0
+        for queue in self._queues:
+            registry = queue.scheduled_job_registry
+            for id_ in registry.get_jobs_to_schedule():
+                try:
+                    Job.fetch_many([id_], connection=self.redis, serializer=Envelope)
+                except (redis.ConnectionError, redis.TimeoutError):
+                    raise
+                except Exception as error:  # whatever RQ makes of what it did not write
+                    found += self.redis.zrem(registry.key, id_)
+                    logger.error(
+                        "job %s of queue %s cannot be read, and is tried no more: %s: %s; what there is of it stays in %s",
+                        id_,
+                        queue.name,
+                        type(error).__name__,
+                        brief(str(error)),
+                        Job.key_for(id_),
+                    )
+        return found
 
     def _clean(self, queue: Queue) -> None:
         """Under the lock of RQ's own workers, which do the same every ten minutes, so that no job is put back twice."""
@@ -203,10 +239,10 @@ class Upkeep(threading.Thread):
                 )
 
 
-def weaknesses(redis: Redis) -> list[str]:
+def weaknesses(connection: Redis) -> list[str]:
     """In which ways this Redis may lose messages, as it is configured; none where it does not tell."""
     try:
-        config: Any = redis.config_get("maxmemory-policy", "appendonly")
+        config: Any = connection.config_get("maxmemory-policy", "appendonly")
     except ResponseError as error:  # where somebody else runs it, CONFIG is often not allowed
         logger.info("Redis does not say how it is configured, so this was not checked: %s", error)
         return []

@@ -712,6 +712,36 @@ def test_each_response_is_there_once_though_members_are_killed_and_one_sleeps(
         assert [member.stop() for member in members] == [0, 0]
 
 
+def test_each_response_is_there_once_though_some_wait_in_retry_topics_and_members_are_killed(
+    apache: Kafka, topic: MakeTopic, reader: Callable[..., Reader], tmp_path: Path
+) -> None:
+    count, step = 12_000, 3_000
+    topics = topic("in", PARTITIONS), topic("out", PARTITIONS)
+    for number in (1, 2):
+        apache.create_topic(f"{topics[0]}.retry.{number}", PARTITIONS)
+    committed = reader(apache.hosts, topics[1])
+    env = {"FLOWKIT_KAFKA_HOSTS": apache.hosts, "STUMBLING_IN": topics[0], "STUMBLING_OUT": topics[1]}
+    logs = tmp_path / "one.log", tmp_path / "two.log"
+
+    def start(number: int) -> Process:
+        return Process("flowkit", "run", "stumbling:app", env=env, log=logs[number])
+
+    with contextlib.ExitStack() as stack:
+        members = [stack.enter_context(start(0)), stack.enter_context(start(1))]
+        for turn in range(count // step):
+            fill(apache.hosts, topics[0], range(turn * step, (turn + 1) * step))
+            committed.wait_for(turn * step + step // 2)
+            victim = turn % 2
+            members[victim].kill()
+            members[victim] = stack.enter_context(start(victim))
+        assert_once(committed, count)
+        for member in members:
+            member.wait_for("started application")
+        assert [member.stop() for member in members] == [0, 0]
+    told = "".join(log.read_text() for log in logs)
+    assert told.count("is not ready") >= count // 25  # each of them failed at least once
+
+
 class Running:
     """A loop of an application in this process, on real brokers, with what it is to send in transactions."""
 

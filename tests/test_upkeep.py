@@ -103,6 +103,33 @@ def test_due_retries_go_back_and_others_wait(background: Background) -> None:
     assert background.scheduled.get_job_ids() == [later.id]
 
 
+def test_a_due_job_that_cannot_be_read_keeps_no_other_one(
+    background: Background, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its heartbeat may be all that is left of it: RQ writes one into a hash that has run out, and makes a new one."""
+    beaten, dated, typed, fine, gone = (background.due() for _ in range(5))
+    background.redis.delete(beaten.key, typed.key, gone.key)
+    background.redis.hset(beaten.key, "last_heartbeat", "2026-01-01T00:00:00Z")
+    background.redis.hset(dated.key, "created_at", "some day")
+    background.redis.set(typed.key, "no hash")
+    upkeep = background.upkeep()
+    upkeep.turn()
+    assert background.queue.job_ids == [fine.id]
+    assert background.scheduled.get_job_ids() == []
+    assert background.redis.exists(beaten.key, dated.key, typed.key) == 3
+    told = [
+        record.getMessage() for record in caplog.records if "cannot be read, and is tried no more" in record.message
+    ]
+    assert len(told) == 3
+    for job in (beaten, dated, typed):
+        assert sum(job.key in line for line in told) == 1
+
+    later = background.due()
+    upkeep.turn()
+    assert background.queue.job_ids == [fine.id, later.id]
+    assert len(caplog.records) == 3
+
+
 def test_jobs_of_dead_workers_come_back(background: Background) -> None:
     job = background.abandoned()
     background.upkeep().turn()

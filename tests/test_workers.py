@@ -17,12 +17,13 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetad
 from processes import Process
 from redis import Redis
 from rq.job import Job
-from rq.registry import FailedJobRegistry
+from rq.registry import FailedJobRegistry, StartedJobRegistry
 from servers import Kafka, MakeTopic, RedisServer, WaitFor
 from support import make_app, messages_of
 
 from flowkit import workers as workers_module
 from flowkit.processes import Seat
+from flowkit.progress import MORE
 from flowkit.queues import queues_key
 from flowkit.workers import Workers
 
@@ -213,6 +214,39 @@ def _stop_is_noted(redis: Redis) -> bool:
 def test_a_stop_in_the_moment_a_process_starts_is_not_missed(tasks: Tasks) -> None:
     with tasks.start("flowkit", "worker", "early:app") as worker:
         assert worker.wait(20) == 0
+
+
+def test_a_worker_and_its_horse_killed_in_a_job_that_went_up_in_another_lose_nothing(tasks: Tasks) -> None:
+    """The job that RQ knows is done by then, and what is in hand are the messages of one behind it."""
+    rq = ("rq", "worker", "--url", tasks.url, "--job-monitoring-interval", "1", "default")
+    with tasks.start("flowkit", "run", "quick:app"), tasks.start(*rq) as worker:
+        sent = 0
+
+        def wait_in_what_went_up() -> bool:
+            """Sends messages at a pace at which one process goes on from job to job, and one that waits."""
+            nonlocal sent
+            for _ in range(15):
+                tasks.send(*numbered(1, sent))
+                sent += 1
+            tasks.send({"n": sent, "do": "wait"})
+            sent += 1
+            tasks.wait_for(lambda: any(n == sent - 1 for n, _, _ in tasks.runs), 30, "the one that waits")
+            (job_id,) = StartedJobRegistry("default", connection=tasks.redis).get_job_ids(cleanup=False)
+            if tasks.redis.hexists(f"rq:job:{job_id}", MORE):
+                return True
+            tasks.redis.rpush("gate", 1)
+            return False
+
+        assert any(wait_in_what_went_up() for _ in range(10)), "no job went up in another one"
+        worker.kill_with_children()
+        before = len(tasks.runs)
+        with tasks.start(*rq):
+            tasks.wait_for(lambda: len(tasks.runs) > before, 120, "the job to come back")
+            tasks.redis.rpush("gate", 1)
+            assert [answer["n"] for answer in tasks.answers(sent)] == list(range(sent))
+    counts = Counter(n for n, _, _ in tasks.runs)
+    assert counts.pop(sent - 1) == 2
+    assert sum(counts.values()) - len(counts) <= 2  # what was done in the 5 ms before, and not noted
 
 
 def test_burst_ends_when_the_queues_are_empty(tasks: Tasks) -> None:
