@@ -1,4 +1,5 @@
-"""Handlers that run many at a time in one process: blocking ones on threads, ``async def`` ones as tasks, in the order of keys.
+"""Handlers that run many at a time in one process: blocking ones on threads, ``async def`` ones as tasks, in the order of keys
+or partitions.
 
 What a poll gave of all partitions is handled at once, and waits, each message with its outcome, until it is its turn: then its
 responses are sent and its offset is passed, one after the other, as if it had been handled only now. So nothing is committed
@@ -62,7 +63,7 @@ class Parallel(Handling):
         if route.batch:
             raise ConfigurationError(f"{where} and batch=True do not go together; take one of them away")
         self.concurrency = route.concurrency or 1
-        self.by_key = route.order != "none"
+        self.order = route.order or "key"
         self._is_async = is_async(route.handler)
         self._begun: dict[int, float] = {}
         """By lane, when the message was begun that is in hand."""
@@ -119,14 +120,21 @@ class Parallel(Handling):
         failed: set[Any] = set()
         for records, attempt, ahead in works:
             for position, record in enumerate(records):
-                ordered = self.by_key and record.key is not None
-                name = (record.partition, record.key) if ordered else (record.partition, record.offset, None)
+                name = self._lane_of(record)
                 outcome = ahead.get(record.offset)
                 if isinstance(outcome, Exception):
-                    failed.add(name)  # it is to be retried, and what has its key waits for that
+                    failed.add(name)  # it is to be retried, and what is behind it waits for that
                 elif outcome is None and name not in failed:
                     lanes.setdefault(name, []).append((record, attempt if position == 0 else 1, ahead))
         return list(lanes.values())
+
+    def _lane_of(self, record: Record) -> Any:
+        """What is the same for messages that are handled one after the other."""
+        if self.order == "partition":
+            return record.partition
+        if self.order == "key" and record.key is not None:
+            return record.partition, record.key
+        return record.partition, record.offset, None
 
     def _go(self, lane: Lane, received: float, until: Until) -> None:
         for record, attempt, ahead in lane:
@@ -142,7 +150,7 @@ class Parallel(Handling):
                 ahead[record.offset] = ()
             except (Exception, SystemExit) as raised:
                 ahead[record.offset] = as_failure(raised)
-                return  # those behind it with its key wait for it
+                return  # those behind it wait for it
 
     async def _go_async(self, lanes: list[Lane], received: float, until: Until) -> None:
         free = asyncio.Semaphore(self.concurrency)

@@ -154,7 +154,8 @@ class TopicOptions(TypedDict, total=False):
     - ``ordered``: True queues messages with the same key so that they are handled one after the other, whichever worker has
       them. ``shards``: the number of queues that they are divided among by their keys (4); each needs one worker process.
     - ``concurrency``: messages that are handled at once, on threads or, of an ``async def`` handler, as tasks; for ``inline``
-      routes. ``order``: ``"key"``, messages of a partition with the same key one after the other; ``"none"``: all at once.
+      routes. ``order``: ``"key"``, messages of a partition with the same key one after the other; ``"partition"``, all those
+      of a partition; ``"none"``: all at once.
     - ``batch``: True gives the handler a list of payloads, or of messages (``list[Message]``); for ``inline`` routes.
       ``max_batch``: the longest (500). ``batch_wait``: seconds that a shorter one waits for more (0).
     - ``transactional``: True sends the responses and commits their message in one transaction of Kafka; for ``inline`` routes.
@@ -179,7 +180,7 @@ class TopicOptions(TypedDict, total=False):
     shards: int
     transactional: bool
     concurrency: int
-    order: Literal["key", "none"]
+    order: Literal["key", "partition", "none"]
     batch: bool
     max_batch: int
     batch_wait: float
@@ -240,8 +241,8 @@ def check_options(topic: str, options: dict[str, Any]) -> None:
     _check_order(topic, options)
     if options.get("inline") not in (None, True, False):
         raise ConfigurationError(f"topic {topic!r}: inline is True or False, not {options['inline']!r}")
-    if options.get("order") not in (None, "key", "none"):
-        raise ConfigurationError(f"topic {topic!r}: order is 'key' or 'none', not {options['order']!r}")
+    if options.get("order") not in (None, "key", "partition", "none"):
+        raise ConfigurationError(f"topic {topic!r}: order is 'key', 'partition' or 'none', not {options['order']!r}")
     if options.get("order") is not None and options.get("concurrency", 1) == 1:
         raise ConfigurationError(f"topic {topic!r}: order= is for concurrency= of more than 1; add it")
     if options.get("batch") not in (None, True, False):

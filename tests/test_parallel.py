@@ -135,6 +135,41 @@ def test_messages_with_the_same_key_are_handled_in_order_and_never_at_once(async
 
 
 @both
+def test_partitions_are_handled_at_once_and_each_in_order(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: 0.002 * (value % 3), asynchronous=asynchronous, order="partition")
+    loop = Loop(app)
+    loop.broker.create("a", 3)
+    for partition in range(3):
+        put(loop, *range(partition, 60, 3), keys=lambda value: b"%d" % value, partition=partition)
+    turn(loop, lambda: len(handler.runs) == 60)
+    assert handler.most == 3
+    for partition in range(3):
+        spans = [handler.spans[value] for value in range(partition, 60, 3)]
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+@both
+def test_in_a_partition_that_is_in_order_what_is_behind_a_failure_waits_for_it(asynchronous: bool) -> None:
+    app = make_app()
+    order: list[int] = []
+
+    def act(value: int) -> None:
+        order.append(value)
+        if value == 2 and order.count(2) < 3:
+            raise ValueError(value)
+
+    handler = Handler(app, act, asynchronous=asynchronous, order="partition")
+    loop = Loop(app)
+    loop.broker.create("a", 2)
+    put(loop, *range(6))
+    put(loop, *range(10, 16), partition=1)
+    turn(loop, lambda: len(handler.runs) == 12)
+    assert [value for value in order if value < 10] == [0, 1, 2, 2, 2, 3, 4, 5]
+    assert [value for value in order if value >= 10] == list(range(10, 16))
+
+
+@both
 def test_without_order_they_are_handled_at_once_too(asynchronous: bool) -> None:
     app = make_app()
     handler = Handler(app, lambda value: 0.02, asynchronous=asynchronous, order="none")
@@ -568,7 +603,7 @@ def test_in_a_transactional_route_responses_and_offset_count_together(asynchrono
         ({"concurrency": 0}, "concurrency is a whole number of at least 1, not 0"),
         ({"concurrency": 2, "inline": False}, "concurrency= is for routes with inline=True"),
         ({"concurrency": 2, "batch": True}, "concurrency= and batch=True do not go together"),
-        ({"concurrency": 2, "order": "any"}, "order is 'key' or 'none', not 'any'"),
+        ({"concurrency": 2, "order": "any"}, "order is 'key', 'partition' or 'none', not 'any'"),
         ({"order": "none"}, "order= is for concurrency= of more than 1"),
     ],
     ids=str,
