@@ -39,11 +39,19 @@ class Member:
     """A consumer of a group, in a thread of its own, and the numbers it has handled by partition; ``out`` is for answers."""
 
     def __init__(
-        self, hosts: str, topic: str, name: str, handled: list[int], out: str | None = None, **kafka: Any
+        self,
+        hosts: str,
+        topic: str,
+        name: str,
+        handled: list[int],
+        out: str | None = None,
+        client: str | None = None,
+        **kafka: Any,
     ) -> None:
         self.mine: Counter[int] = Counter()
         app = Flowkit(
             name,
+            **({} if client is None else {"client": client}),
             kafka={
                 "hosts": hosts,
                 "session_timeout": 6,
@@ -114,6 +122,17 @@ def committed(hosts: str, topic: str) -> list[int | None]:
 def test_two_consumers_join_and_leave_twenty_times_under_load(
     kafka: Kafka, topic: MakeTopic, wait_for: WaitFor, strategy: str
 ) -> None:
+    _join_and_leave(kafka, topic, wait_for, CHANGES, partition_assignment_strategy=strategy)
+
+
+def test_in_a_group_whose_partitions_the_broker_gives_out_they_join_and_leave_too(
+    kafka: Kafka, topic: MakeTopic, wait_for: WaitFor
+) -> None:
+    """KIP-848, which only librdkafka has. Members hear of a change with their next heartbeat, 5 s apart as brokers have it."""
+    _join_and_leave(kafka, topic, wait_for, 6, client="confluent", group_protocol="consumer")
+
+
+def _join_and_leave(kafka: Kafka, topic: MakeTopic, wait_for: WaitFor, changes: int, **options: Any) -> None:
     if not kafka.apache:
         pytest.skip("the embedded broker has no rebalances to be relied on")
     name, out = topic("churn", PARTITIONS), topic("answers")
@@ -121,7 +140,7 @@ def test_two_consumers_join_and_leave_twenty_times_under_load(
     longest = 0.0
 
     def join(number: int) -> Member:
-        return Member(kafka.hosts, name, f"member-{number}", handled, out, partition_assignment_strategy=strategy)
+        return Member(kafka.hosts, name, f"member-{number}", handled, out, **options)
 
     def every_partition_moves() -> None:
         nonlocal longest
@@ -143,7 +162,7 @@ def test_two_consumers_join_and_leave_twenty_times_under_load(
     with load(kafka.hosts, name) as sent:
         staying = join(0)
         wait_for(lambda: staying.partitions == PARTITIONS)
-        for number in range(CHANGES // 2):
+        for number in range(changes // 2):
             staying = join_and_leave(staying, number)
     wait_for(lambda: len(set(handled)) == len(sent))
     assert staying.stop()
@@ -151,8 +170,8 @@ def test_two_consumers_join_and_leave_twenty_times_under_load(
     counts = Counter(handled)
     assert sorted(counts) == sent
     repeated = sum(counts.values()) - len(sent)
-    print(f"{strategy}: {len(sent)} sent, {repeated} repeated in {CHANGES} changes, longest pause {longest:.1f} s")
-    assert repeated <= CHANGES * BATCH
+    print(f"{options}: {len(sent)} sent, {repeated} repeated in {changes} changes, longest pause {longest:.1f} s")
+    assert repeated <= changes * BATCH
     answers = Counter(int(record.value) for record in read_topic(kafka.hosts, out, len(sent)))
     assert sorted(answers) == sent
     assert answers.total() <= len(handled)
