@@ -89,7 +89,7 @@ def test_they_share_the_partitions_and_end_clean(several: Several, client: str) 
 
 
 def test_one_that_is_killed_is_started_again_and_nothing_is_lost(several: Several) -> None:
-    with several.run() as process:
+    with several.run(FLOWKIT_KAFKA_OFFSET_COMMIT_THRESHOLD="20") as process:
         several.wait_until_ready()
         first = set(process.children())
         several.send(range(100))
@@ -97,7 +97,7 @@ def test_one_that_is_killed_is_started_again_and_nothing_is_lost(several: Severa
         several.send(range(101, 300))
         counts = several.wait_for_all(300)
         assert set(counts.values()) <= {1, 2}
-        assert sum(counts.values()) - 300 <= 20  # max_poll_records: what was in hand
+        assert sum(counts.values()) - 300 <= 40  # what was not committed, and the batch in hand
         several.wait_until_ready()
         now = set(process.children())
         assert len(now) == 2
@@ -190,11 +190,27 @@ def test_what_stops_one_for_good_stops_all(several: Several) -> None:
     assert "a new one starts" not in process.output
 
 
-def test_what_the_brokers_refuse_ends_all_with_code_2(several: Several) -> None:
-    with several.run(FLOWKIT_KAFKA_SESSION_TIMEOUT="3600", FLOWKIT_KAFKA_MAX_POLL_INTERVAL="3600") as process:
+@pytest.mark.parametrize("client", ["kafka-python", "confluent"])
+def test_what_the_brokers_refuse_ends_all_with_code_2(several: Several, client: str) -> None:
+    times = {"FLOWKIT_KAFKA_SESSION_TIMEOUT": "3600", "FLOWKIT_KAFKA_MAX_POLL_INTERVAL": "3600"}
+    with several.run(FLOWKIT_CLIENT=client, **times) as process:
         assert process.wait() == 2
-    assert re.search(r"consumer [12] stops, and the others with it: .*session_timeout", process.output)
+    text = "stops, and the others with it: kafka.session_timeout: 3600 s is not in the range that the brokers allow"
+    assert text in process.output
     assert "a new one starts" not in process.output
+
+
+@pytest.mark.parametrize("client", ["kafka-python", "confluent"])
+def test_a_strategy_that_the_group_has_not_in_common_is_said(several: Several, client: str, tmp_path: Path) -> None:
+    command = ("flowkit", "run", "several:app")
+    env = {**several.env, "FLOWKIT_CLIENT": client, "FLOWKIT_HEALTH": ""}
+    strategy = "FLOWKIT_KAFKA_PARTITION_ASSIGNMENT_STRATEGY"
+    with Process(*command, env=several.env, log=several.log):
+        several.wait_until_ready()
+        with Process(*command, env={**env, strategy: "cooperative-sticky"}, log=tmp_path / "other.log") as other:
+            assert other.wait() == 2
+    assert "kafka.partition_assignment_strategy: the members of the group have none in common" in other.output
+    assert "Traceback" not in other.output
 
 
 def test_what_is_wrong_at_once_is_said_once(several: Several) -> None:

@@ -33,6 +33,21 @@ def displaced(instance: str | None) -> Displaced:
     )
 
 
+def session_not_allowed(seconds: float) -> ConfigurationError:
+    return ConfigurationError(
+        f"kafka.session_timeout: {seconds:g} s is not in the range that the brokers allow (group.min.session.timeout.ms to"
+        " group.max.session.timeout.ms; 6 s to 30 min if nobody has changed them)"
+    )
+
+
+def no_common_strategy(strategies: Sequence[str]) -> ConfigurationError:
+    ours = ", ".join(strategies) or "range, roundrobin"
+    return ConfigurationError(
+        f"kafka.partition_assignment_strategy: the members of the group have none in common with this one ({ours}); change to"
+        " another one in two steps, as the page on Kafka says, or with all processes of the group stopped"
+    )
+
+
 def no_topic(topic: str, timeout: float) -> DeliveryError:
     return DeliveryError(
         f"the topic {topic!r} does not exist on the brokers, or they did not answer for {timeout:g} s;"

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import BrokerUnavailable, ConfigurationError, FlowkitError
 from ..settings import Settings
+from .complaints import no_common_strategy, session_not_allowed
 
 try:
     import confluent_kafka as confluent_kafka
@@ -120,6 +121,11 @@ class Trouble:
                     f"Kafka at {self._where} and this application do not come to terms in TLS: check kafka.ssl.ca_cert,"
                     f" kafka.ssl.client_cert, kafka.security_protocol and the broker's name in kafka.hosts [{found.str()}]"
                 )
+        kafka = self._settings.kafka
+        if error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
+            return session_not_allowed(kafka.session_timeout)
+        if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+            return no_common_strategy(kafka.partition_assignment_strategy)
         if error.code() in FORBIDDEN:
             return ConfigurationError(f"Kafka at {self._where} refuses this application: {error.str()}")
         hints = "; ".join(sorted({item.str() for item in self._met.values()}))

@@ -23,7 +23,7 @@ from ..errors import BrokerUnavailable, ConfigurationError, DeliveryError
 from ..message import HeaderPairs, Partition, Record
 from ..settings import Settings
 from . import CommitRefused, Offsets, Rebalance
-from .complaints import displaced, gone, no_topic, without_offset
+from .complaints import displaced, gone, no_common_strategy, no_topic, session_not_allowed, without_offset
 from .kafka_assigning import assignors, bind
 from .kafka_fetching import tell
 from .kafka_opening import Door, open_client
@@ -90,6 +90,7 @@ class Consumer:
         found = assignors(kafka.partition_assignment_strategy)
         if found:
             options["partition_assignment_strategy"] = found
+        self._settings = kafka
         self._instance = kafka.group_instance_id
         self._door = Door()
         self._consumer = open_client(KafkaConsumer, settings, options, self._door)
@@ -112,6 +113,10 @@ class Consumer:
             records: Mapping[Partition, Sequence[Record]] = self._poll(timeout_ms=in_ms(timeout), max_records=most)
         except (kafka_errors.KafkaConnectionError, *FORBIDDEN) as error:
             raise self._door.explained(error) from error
+        except kafka_errors.InvalidSessionTimeoutError as error:
+            raise session_not_allowed(self._settings.session_timeout) from error
+        except kafka_errors.InconsistentGroupProtocolError as error:
+            raise no_common_strategy(self._settings.partition_assignment_strategy) from error
         except kafka_errors.FencedInstanceIdError as error:
             raise displaced(self._instance) from error
         except kafka_errors.OffsetOutOfRangeError as error:
