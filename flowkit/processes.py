@@ -40,10 +40,16 @@ PRESS_EVERY = 1.5
 PRESS_FOR = 6.0
 """Seconds after ``Processes.patience`` until a process that heeds no signal is killed."""
 
-REFUSED, RETIRED, HALTED = 2, 3, 4
-"""Exit codes of a process: what it was asked for cannot be done, by the others neither; it has done its share, and another
-takes its place; the others are to end as well.
+REFUSED, RETIRED, HALTED = 112, 113, 114
+"""Exit codes of a process, which no handler's own ``os._exit`` is likely to give: what it was asked for cannot be done, by the
+others neither; it has done its share, and another takes its place; the others are to end as well.
 """
+
+STARTING = 600.0
+"""Seconds until the first sign of life after which a process counts as stuck, or ``stuck_after``, whichever is more."""
+
+FAILED_STARTS = 3
+"""Deaths of each process, of which none has ever come to its work, after which there are no more."""
 
 STOP = (signal.SIGTERM, signal.SIGINT)
 
@@ -70,6 +76,9 @@ class Processes:
     share = "its share"
     """What a process has done that ends with ``RETIRED``."""
 
+    at_once = signal.SIGTERM
+    """What a process gets that was told to end before, and is to end now."""
+
     ends_empty = False
     """Whether a process that has ended is not started again."""
 
@@ -81,6 +90,8 @@ class Processes:
         self._start_at: dict[Seat, float] = {}
         self._ended: set[Seat] = set()
         self._stopping = False
+        self._signalled = False
+        self._begun = False
         self._code = 0
         self._end_by = 0.0
         self._press_at = 0.0
@@ -112,7 +123,7 @@ class Processes:
         """Logs that these did not end in time."""
         raise NotImplementedError
 
-    def tell_stopping(self, number: int) -> None:
+    def tell_stopping(self, number: int, *, again: bool) -> None:
         """Is called by the handler of a signal."""
 
     # What holds for all.
@@ -167,7 +178,7 @@ class Processes:
             self._code = self._code or 1
             self.tell_late(sorted(self._pids.values()))
         for pid in self._pids:
-            os.kill(pid, signal.SIGTERM if now < self._end_by + PRESS_FOR else signal.SIGKILL)
+            os.kill(pid, self.at_once if now < self._end_by + PRESS_FOR else signal.SIGKILL)
         self._press_at = now + PRESS_EVERY
 
     def health(self) -> Health:
@@ -180,7 +191,7 @@ class Processes:
         for pid, seat in self._pids.items():
             seen_at, part = self._seen.get(pid, (self._forked_at[pid], Part("", "has not begun yet")))
             silent = now - seen_at
-            if silent >= self.stuck_after:
+            if silent >= (self.stuck_after if pid in self._seen else max(STARTING, self.stuck_after)):
                 part = Part("", f"has given no sign of life for {silent:.0f} s", alive=False)
             parts.append(Part(self.title(seat, pid), part.state, part.ready, part.alive))
         for seat in self._start_at:
@@ -192,6 +203,7 @@ class Processes:
         with contextlib.suppress(BlockingIOError):  # there are no more
             while True:
                 pid, state, ready, alive = json.loads(self._signs[0].recv(4096))
+                self._begun = True
                 if pid in self._pids:
                     self._seen[pid] = time.monotonic(), Part("", state, ready, alive)
 
@@ -217,8 +229,7 @@ class Processes:
                 self._stopping = True
                 self._pass_on(signal.SIGTERM)
             if self._stopping or self.ends_empty:
-                failed = 0 if code in (0, RETIRED) else REFUSED if code == REFUSED else 1
-                self._code = self._code or failed
+                self._code = self._code or (0 if code in (0, RETIRED) else 2 if code == REFUSED else 1)
                 self._ended.add(seat)
                 continue
             if code == RETIRED:
@@ -230,8 +241,13 @@ class Processes:
             delay = RESTART.delay(self._deaths[seat])
             logger.error("%s ended with %d; a new one starts in %.1f s", self.title(seat), code, delay)
             self._start_at[seat] = time.monotonic() + delay
+            if not (self._begun or self._pids) and min(self._deaths.values()) >= FAILED_STARTS:
+                logger.error("none of them has come to its work, so there is no other start")
+                self._stopping, self._code = True, 1
 
     def _fork(self, seat: Seat) -> None:
+        sys.stdout.flush()  # else what is not written yet is written by each process
+        sys.stderr.flush()
         with _signals_wait():  # one in the midst of this would miss the new process
             if self._stopping:
                 return
@@ -259,9 +275,11 @@ class Processes:
             os._exit(code)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.tell_stopping(number)
+        again, self._signalled = self._signalled, True
+        self.tell_stopping(number, again=again)
+        if again or not self._stopping:  # else they were told when one of them had halted
+            self._pass_on(self.at_once if again else signal.SIGTERM)
         self._stopping = True
-        self._pass_on(signal.SIGTERM)
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         self._reopen_log(number, frame)

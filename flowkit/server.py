@@ -219,9 +219,9 @@ class Server:
         name = signal.Signals(number).name
         if self._reporting is None:
             os.write(2, on_signal(name, again=self._signalled))
-        if self._signalled:
-            os._exit(1)
-        self._signalled = True
+            if self._signalled:
+                os._exit(1)
+            self._signalled = True
         self.stop()
 
     def health(self) -> Health:

@@ -33,6 +33,8 @@ class Servers(Processes):
     otherwise is started again.
     """
 
+    at_once = signal.SIGKILL  # SIGTERM may come from others too: many a supervisor sends it to all processes
+
     def __init__(
         self,
         app: Flowkit,
@@ -46,7 +48,6 @@ class Servers(Processes):
         self.processes = processes
         self.topics = topics
         self.groups = groups
-        self._signalled = False
 
     def prepare(self) -> None:
         settings = self.app.settings_for_run()
@@ -75,9 +76,8 @@ class Servers(Processes):
         late = ", ".join(self.title(seat) for seat in seats)
         logger.error("%s did not end within shutdown_timeout, and must now; messages in hand come again", late)
 
-    def tell_stopping(self, number: int) -> None:
-        os.write(2, on_signal(signal.Signals(number).name, again=self._signalled))
-        self._signalled = True
+    def tell_stopping(self, number: int, *, again: bool) -> None:
+        os.write(2, on_signal(signal.Signals(number).name, again=again))
 
     def _reporting(self, health: Callable[[], Health]) -> Reporting:
         return Reporting(health, self)

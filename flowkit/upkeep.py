@@ -158,9 +158,13 @@ class Upkeep(threading.Thread):
         for queue in self._queues:
             registry = queue.scheduled_job_registry
             for id_ in registry.get_jobs_to_schedule():
+                key = Job.key_for(id_)
+                is_hash = self.redis.type(key) in (b"hash", b"none")
+                fields: Any = self.redis.hgetall(key) if is_hash else {b"no": b"hash"}
                 try:
-                    Job.fetch_many([id_], connection=self.redis, serializer=Envelope)
-                except (redis.ConnectionError, redis.TimeoutError):
+                    if fields:  # else it is gone, which RQ sees by itself
+                        Job(id_, connection=self.redis, serializer=Envelope).restore(fields)
+                except (redis.RedisError, MemoryError):
                     raise
                 except Exception as error:  # whatever RQ makes of what it did not write
                     found += self.redis.zrem(registry.key, id_)
@@ -170,7 +174,7 @@ class Upkeep(threading.Thread):
                         queue.name,
                         type(error).__name__,
                         brief(str(error)),
-                        Job.key_for(id_),
+                        key,
                     )
         return found
 

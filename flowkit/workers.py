@@ -65,7 +65,7 @@ class Workers(Processes):
             self._seat_queue(queue)
 
     def work(self, seat: Seat) -> int:
-        Worker.beat = lambda: self.give_sign("works")
+        Worker.beat = staticmethod(lambda: self.give_sign("works"))
         return run_worker(self.app, seat.queue, burst=self.burst, max_jobs=self.max_jobs)
 
     def title(self, seat: Seat, pid: int | None = None) -> str:

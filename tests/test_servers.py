@@ -136,14 +136,16 @@ def test_probes_are_told_of_each_process(several: Several, wait_for: WaitFor) ->
         pass  # no process that was forked has kept the port
 
 
-def test_a_signal_of_a_terminal_which_all_of_them_get_ends_none_in_the_midst(several: Several) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_all_of_them_get_ends_none_in_the_midst(several: Several, number: signal.Signals) -> None:
+    """As from a terminal, and from supervisors that signal every process of a service."""
     with several.run() as process:
         several.wait_until_ready()
         several.send(range(4), seconds=1)
         several.wait_for(lambda: several.runs, 30, "the first message")
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         assert process.wait() == 0
-    assert process.output.count("SIGINT, finishing the messages in hand") == 1
+    assert process.output.count(f"{number.name}, finishing the messages in hand") == 1
     assert process.output.count("clean=True") == 2
     assert "again" not in process.output
 
@@ -249,6 +251,20 @@ def test_each_has_a_static_name_of_its_own_and_keeps_its_partitions_over_a_death
             p for p, pid in after.items() if pid == before[p]
         }
         assert process.stop() == 0
+
+
+def test_a_start_that_always_fails_ends(several: Several) -> None:
+    with several.run(SEVERAL_STARTUP="fails") as process:
+        assert process.wait() == 1
+    assert process.output.count("as the environment asks") >= 6
+    assert process.output.count("none of them has come to its work, so there is no other start") == 1
+
+
+def test_what_the_import_prints_is_there_once(several: Several) -> None:
+    with several.run(SEVERAL_PRINTS="imported", PYTHONUNBUFFERED="") as process:
+        several.wait_until_ready()
+        assert process.stop() == 0
+    assert process.output.count("imported") == 1
 
 
 def test_threads_of_the_import_are_told_of(several: Several) -> None:

@@ -10,6 +10,8 @@ from flowkit import Flowkit
 
 app = Flowkit("several", inline=True, kafka={"session_timeout": 6, "heartbeat_interval": 1, "max_poll_records": 20})
 
+print(os.environ.get("SEVERAL_PRINTS", ""))
+
 if os.environ.get("SEVERAL_THREAD"):
     threading.Thread(target=time.sleep, args=(3600,), name="made-at-import", daemon=True).start()
 
@@ -21,6 +23,12 @@ def killed_before() -> bool:
     except FileExistsError:
         return True
     return False
+
+
+@app.on_startup
+def begin() -> None:
+    if os.environ.get("SEVERAL_STARTUP") == "fails":
+        raise OSError("as the environment asks")
 
 
 @app.topic(os.environ["SEVERAL_IN"], group=os.environ["SEVERAL_IN"])
