@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from .errors import FlowkitError
 from .health import Doors, Health, Part
@@ -209,7 +209,7 @@ class Processes:
 
     def give_sign(self, state: str, *, ready: bool = True, alive: bool = True) -> None:
         """Tells the first process how this one is."""
-        with contextlib.suppress(BlockingIOError):  # nobody has read the others yet
+        with contextlib.suppress(OSError):  # nobody has read the others yet
             self._signs[1].send(json.dumps([os.getpid(), state, ready, alive]).encode())
 
     def seat(self, seat: Seat) -> None:
@@ -226,6 +226,7 @@ class Processes:
             self._seen.pop(pid, None)
             code = os.waitstatus_to_exitcode(status)
             if code in (REFUSED, HALTED) and not self._stopping:
+                logger.error("%s has ended for good, so the others are told to stop", self.title(seat))
                 self._stopping = True
                 self._pass_on(signal.SIGTERM)
             if self._stopping or self.ends_empty:
@@ -246,12 +247,19 @@ class Processes:
                 self._stopping, self._code = True, 1
 
     def _fork(self, seat: Seat) -> None:
-        sys.stdout.flush()  # else what is not written yet is written by each process
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):  # else what is not written yet is written by each process
+            _flush(stream)
         with _signals_wait():  # one in the midst of this would miss the new process
             if self._stopping:
                 return
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:  # the system has no room for another process now
+                self._deaths[seat] = self._deaths.get(seat, 0) + 1
+                delay = RESTART.delay(self._deaths[seat])
+                logger.error("%s cannot be started: %s; trying again in %.1f s", self.title(seat), error, delay)
+                self._start_at[seat] = time.monotonic() + delay
+                return
             if pid:
                 self._pids[pid] = seat
                 self._forked_at[pid] = time.monotonic()
@@ -259,27 +267,28 @@ class Processes:
             self._pids.clear()
             for number in STOP:
                 signal.signal(number, lambda *_: os._exit(0))  # until the work has its own: nothing is in hand
-        os.close(self._alive[1])
-        if self._doors is not None:
-            self._doors.leave()
-        threading.Thread(target=_end_with_parent, args=(self._alive[0],), name="flowkit-parent", daemon=True).start()
         code = 1
         try:
+            os.close(self._alive[1])
+            if self._doors is not None:
+                self._doors.leave()
+            pipe = self._alive[0]
+            threading.Thread(target=_end_with_parent, args=(pipe,), name="flowkit-parent", daemon=True).start()
             code = self.work(seat)
         except Exception as error:
             traceback = not isinstance(error, FlowkitError)
             logger.error("%s failed: %s", self.title(seat), error, exc_info=traceback)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+        finally:  # whatever it is: this process must not go on as if it were the first one
+            for stream in (sys.stdout, sys.stderr):
+                _flush(stream)
             os._exit(code)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         again, self._signalled = self._signalled, True
-        self.tell_stopping(number, again=again)
         if again or not self._stopping:  # else they were told when one of them had halted
             self._pass_on(self.at_once if again else signal.SIGTERM)
         self._stopping = True
+        self.tell_stopping(number, again=again)
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         self._reopen_log(number, frame)
@@ -289,6 +298,11 @@ class Processes:
         for pid in list(self._pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+def _flush(stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or the disk is full
+        stream.flush()
 
 
 @contextlib.contextmanager

@@ -212,17 +212,16 @@ class Server:
     def _install_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
-            # a terminal sends it to all processes, and the first of several passes its own on
-            signal.signal(signal.SIGINT, self._on_signal if self._reporting is None else lambda *_: None)
+            signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        name = signal.Signals(number).name
-        if self._reporting is None:
-            os.write(2, on_signal(name, again=self._signalled))
-            if self._signalled:
-                os._exit(1)
-            self._signalled = True
         self.stop()
+        if self._reporting is not None:  # it may get one from the first process, and the same from a terminal
+            return
+        again, self._signalled = self._signalled, True
+        tell_signal(number, again=again)
+        if again:
+            os._exit(1)
 
     def health(self) -> Health:
         """How each group is, for systemd and probes: ready when it knows its partitions, alive while its loop turns."""
@@ -312,10 +311,11 @@ class Server:
         return not stuck
 
 
-def on_signal(name: str, *, again: bool) -> bytes:
-    """What is said at a signal, in its handler."""
+def tell_signal(number: int, *, again: bool) -> None:
+    """Says what a signal leads to, in its handler."""
     then = " again, ending at once; unfinished messages come again" if again else ", finishing the messages in hand"
-    return f"flowkit: {name}{then}\n".encode()
+    with contextlib.suppress(OSError):  # who read it may have ended with the same Ctrl-C
+        os.write(2, f"flowkit: {signal.Signals(number).name}{then}\n".encode())
 
 
 def picked(app: Flowkit, topics: Collection[str], groups: Collection[str]) -> dict[str, Handling]:

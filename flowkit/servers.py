@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from .errors import ConfigurationError
 from .health import Health
 from .processes import HALTED, REFUSED, Processes, Seat
-from .server import Server, on_signal, picked
+from .server import Server, picked, tell_signal
 
 if TYPE_CHECKING:
     from .app import Flowkit
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 INSTANCE = "FLOWKIT_KAFKA_GROUP_INSTANCE_ID"
 """Each process needs a name of its own: the one that is set, and its number."""
 
-LATER = 5.0
-"""Seconds after ``shutdown_timeout`` in which a consumer that keeps to it has ended."""
+LATER = 30.0
+"""Seconds after ``shutdown_timeout``, to which each process keeps by itself, for ``on_shutdown`` functions and producers."""
 
 
 class Servers(Processes):
@@ -74,10 +74,10 @@ class Servers(Processes):
 
     def tell_late(self, seats: list[Seat]) -> None:
         late = ", ".join(self.title(seat) for seat in seats)
-        logger.error("%s did not end within shutdown_timeout, and must now; messages in hand come again", late)
+        logger.error("%s did not end within shutdown_timeout and %g s more, and must now", late, LATER)
 
     def tell_stopping(self, number: int, *, again: bool) -> None:
-        os.write(2, on_signal(signal.Signals(number).name, again=again))
+        tell_signal(number, again=again)
 
     def _reporting(self, health: Callable[[], Health]) -> Reporting:
         return Reporting(health, self)

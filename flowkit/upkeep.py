@@ -167,7 +167,9 @@ class Upkeep(threading.Thread):
                 except (redis.RedisError, MemoryError):
                     raise
                 except Exception as error:  # whatever RQ makes of what it did not write
-                    found += self.redis.zrem(registry.key, id_)
+                    if not self.redis.zrem(registry.key, id_):
+                        continue
+                    found += 1
                     logger.error(
                         "job %s of queue %s cannot be read, and is tried no more: %s: %s; what there is of it stays in %s",
                         id_,

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from commands import flowkit
 from kafka import KafkaAdminClient, KafkaProducer
-from processes import Process
+from processes import APPS, Process, program
 from servers import Kafka, MakeTopic, WaitFor
 from test_health import ask, asked
 
@@ -243,13 +244,14 @@ def test_each_has_a_static_name_of_its_own_and_keeps_its_partitions_over_a_death
         before = {n % PARTITIONS: pid for n, pid in several.runs}
         killed = before[0]
         os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
         several.wait_for(lambda: len(set(process.children()) - {killed}) == 2, 30, "a new process")
         several.send(range(40, 80))
         several.wait_for_all(80)
+        assert time.monotonic() - began < 20  # its session had not ended
         after = {n % PARTITIONS: pid for n, pid in several.runs if n >= 40}
-        assert {p for p, pid in before.items() if pid != killed} == {
-            p for p, pid in after.items() if pid == before[p]
-        }
+        (new,) = set(process.children()) - set(before.values())
+        assert after == {partition: new if pid == killed else pid for partition, pid in before.items()}
         assert process.stop() == 0
 
 
@@ -265,6 +267,55 @@ def test_what_the_import_prints_is_there_once(several: Several) -> None:
         several.wait_until_ready()
         assert process.stop() == 0
     assert process.output.count("imported") == 1
+
+
+def test_an_output_that_is_full_makes_no_process_go_on_in_the_place_of_the_first(
+    several: Several, tmp_path: Path
+) -> None:
+    """What it has not written cannot be flushed at its end."""
+    file = tmp_path / "health"
+    env = {**os.environ, **several.env, "PYTHONUNBUFFERED": "", "FLOWKIT_HEALTH_FILE": str(file)}
+    command = [program("flowkit"), "run", "several:app", "--processes", "2"]
+    with open("/dev/full", "wb") as full, several.log.open("wb") as log:
+        process = subprocess.Popen(command, cwd=APPS, env=env, stdout=full, stderr=log)
+        try:
+            several.wait_until_ready()
+            children = {
+                part["name"]: int(part["name"].split()[-1][:-1])
+                for part in ask(several.port, "/readyz").body["parts"]
+            }
+            os.kill(children[min(children)], signal.SIGTERM)
+            several.wait_for(lambda: "a new one starts" in several.log.read_text(), 30, "another start")
+            assert file.exists()
+            several.wait_until_ready()
+            process.terminate()
+            process.wait(40)
+        finally:
+            process.kill()
+            process.wait()
+    assert several.log.read_text().count("clean=True") == 3
+
+
+@pytest.mark.parametrize("code", [2, 3, 4])
+def test_an_exit_code_of_somebody_elses_is_a_death_as_any(several: Several, code: int) -> None:
+    with several.run() as process:
+        several.wait_until_ready()
+        several.send(range(1), do="exit", code=code)
+        process.wait_for(f"ended with {code}; a new one starts in 0.5 s")
+        several.send(range(1, 8))
+        several.wait_for(lambda: {n for n, _ in several.runs} >= set(range(1, 8)), 60, "the others")
+        assert process.stop() == 0
+
+
+def test_a_signal_while_one_has_halted_ends_the_other_in_order(several: Several) -> None:
+    with several.run(FLOWKIT_ON_POISON="stop", FLOWKIT_RETRY="1") as process:
+        several.wait_until_ready()
+        several.send(range(4), do="stop", seconds=4)
+        process.wait_for("has ended for good, so the others are told to stop")
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 1
+    assert process.output.count("clean=True") == 1
+    assert len(several.runs) == 1
 
 
 def test_threads_of_the_import_are_told_of(several: Several) -> None:

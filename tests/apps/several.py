@@ -36,7 +36,9 @@ def note(task: dict[str, Any]) -> None:
     do = task.get("do")
     if do == "die" and not killed_before():
         os.kill(os.getpid(), signal.SIGKILL)
-    if do == "fail":
+    if do == "exit" and not killed_before():
+        os._exit(task["code"])
+    if do == "fail" or (do == "stop" and not killed_before()):
         raise ValueError("as asked")
     if do == "hang":
         print("hangs", os.getpid(), flush=True)
