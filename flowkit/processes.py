@@ -95,8 +95,8 @@ class Processes:
         self._code = 0
         self._end_by = 0.0
         self._press_at = 0.0
-        self._alive = os.pipe()
-        self._signs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._alive: tuple[int, int]
+        self._signs: tuple[socket.socket, socket.socket]
         self._forked_at: dict[int, float] = {}
         self._seen: dict[int, tuple[float, Part]] = {}
         self._doors: Doors | None = None
@@ -141,13 +141,18 @@ class Processes:
                 "importing the application has started threads (%s), which its processes do not have: start them %s"
             )
             logger.warning(text, ", ".join(others), "in a function decorated with @app.on_startup")
-        for end in self._signs:
-            end.setblocking(False)
-        gc.freeze()  # what is imported stays in memory that the processes share
         settings = self.app.settings
-        with Doors(self.health, settings.health, self._on_ready, settings.health_file) as doors:
-            self._doors = doors
-            self._look_after(doors)
+        self._alive = os.pipe()
+        self._signs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with self._signs[0] as ours, self._signs[1] as theirs:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            gc.freeze()  # what is imported stays in memory that the processes share
+            with Doors(self.health, settings.health, self._on_ready, settings.health_file) as doors:
+                self._doors = doors
+                self._look_after(doors)
+        for end in self._alive:
+            os.close(end)
         return self._code
 
     def _look_after(self, doors: Doors) -> None:

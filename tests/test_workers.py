@@ -316,7 +316,7 @@ def test_workers_do_not_outlive_the_process_that_started_them(tasks: Tasks) -> N
     with tasks.start("flowkit", "run", "quick:app"), tasks.start("flowkit", "worker", "quick:app") as worker:
         _, _, child = tasks.wait_for_run()
         worker.kill()
-        worker_log = "the process that started this worker is gone"
+        worker_log = "the process that started this one is gone"
         tasks.wait_for(lambda: worker_log in worker.output, 20, worker_log)
         tasks.redis.rpush("gate", "open")
         assert tasks.answers(1) == [{"n": 0, "attempt": 1}]
