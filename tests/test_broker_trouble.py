@@ -36,6 +36,7 @@ from processes import Process
 from servers import ON_CONFLUENT, ApacheKafka, WaitFor, why_not_apache_kafka
 from test_consumer import Clock, Loop, make_app, recorder, stopped_clock
 
+import flowkit.lookout
 from flowkit import Retry, Settings
 from flowkit.clients import Unreadable
 from flowkit.clients.kafka_options import CONSUMER
@@ -650,6 +651,34 @@ def test_an_offset_of_a_deleted_topic_is_never_committed_for_the_next_one(clock:
     loop.turn(after=1000)
     assert loop.committed("a") == 10
     assert "was deleted and made anew" in loop.events.errors[-1][2]
+
+
+def test_of_many_topics_one_that_is_made_anew_is_seen_with_its_first_message_and_the_others_a_second_later(
+    clock: Clock,
+) -> None:
+    app = make_app(kafka={"offset_commit_interval": 1000})
+    many = [f"t{number}" for number in range(flowkit.lookout.FEW)]
+    seen = {topic: recorder(app, topic) for topic in ("a", *many)}
+    loop = Loop(app, clock)
+    for topic in ("a", "t1"):
+        loop.put(topic, 1, 2, 3)
+    loop.turn(2)
+    asked: list[str] = []
+    topic_id = loop.client.topic_id
+    loop.client.topic_id = lambda topic: (asked.append(topic), topic_id(topic))[1]
+    loop.put("a", 4)
+    loop.turn()
+    assert asked == ["a"]
+    for topic in ("a", "t1"):
+        del loop.broker.topics[topic]
+    loop.put("a", 5, 6, 7, 8, 9)
+    loop.put("t1", 4)
+    loop.turn(2)
+    assert seen["a"] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert seen["t1"] == [1, 2, 3]  # at an offset that is not there yet
+    loop.turn(2, after=flowkit.lookout.ASK_EVERY)
+    assert seen["t1"] == [1, 2, 3, 4]
+    assert set(many) <= set(asked)
 
 
 def test_a_client_that_reaches_nobody_is_told_of_now_and_then(clock: Clock) -> None:
