@@ -219,34 +219,25 @@ def test_a_stop_in_the_moment_a_process_starts_is_not_missed(tasks: Tasks) -> No
 def test_a_worker_and_its_horse_killed_in_a_job_that_went_up_in_another_lose_nothing(tasks: Tasks) -> None:
     """The job that RQ knows is done by then, and what is in hand are the messages of one behind it."""
     rq = ("rq", "worker", "--url", tasks.url, "--job-monitoring-interval", "1", "default")
-    with tasks.start("flowkit", "run", "quick:app"), tasks.start(*rq) as worker:
-        sent = 0
-
-        def wait_in_what_went_up() -> bool:
-            """Sends messages at a pace at which one process goes on from job to job, and one that waits."""
-            nonlocal sent
-            for _ in range(15):
-                tasks.send(*numbered(1, sent))
-                sent += 1
-            tasks.send({"n": sent, "do": "wait"})
-            sent += 1
-            tasks.wait_for(lambda: any(n == sent - 1 for n, _, _ in tasks.runs), 30, "the one that waits")
-            (job_id,) = StartedJobRegistry("default", connection=tasks.redis).get_job_ids(cleanup=False)
-            if tasks.redis.hexists(f"rq:job:{job_id}", MORE):
-                return True
-            tasks.redis.rpush("gate", 1)
-            return False
-
-        assert any(wait_in_what_went_up() for _ in range(10)), "no job went up in another one"
+    with tasks.start("flowkit", "run", "patient:app"), tasks.start(*rq) as worker:
+        tasks.send({"n": 0}, {"n": 1})
+        tasks.wait_for_run(2)
+        tasks.send({"n": 2}, {"n": 3, "do": "wait"}, {"n": 4})
+        tasks.wait_for(lambda: any(n == 3 for n, _, _ in tasks.runs), 60, "the one that waits")
+        (job_id,) = StartedJobRegistry("default", connection=tasks.redis).get_job_ids(cleanup=False)
+        assert tasks.redis.hexists(f"rq:job:{job_id}", MORE)
+        assert len({pid for _, _, pid in tasks.runs}) == 1
         worker.kill_with_children()
         before = len(tasks.runs)
         with tasks.start(*rq):
             tasks.wait_for(lambda: len(tasks.runs) > before, 120, "the job to come back")
             tasks.redis.rpush("gate", 1)
-            assert [answer["n"] for answer in tasks.answers(sent)] == list(range(sent))
+            answers = 5  # and one or two more, if the message before it comes again
+            while {answer["n"] for answer in tasks.answers(answers)} != set(range(5)):
+                answers += 1
     counts = Counter(n for n, _, _ in tasks.runs)
-    assert counts.pop(sent - 1) == 2
-    assert sum(counts.values()) - len(counts) <= 2  # what was done in the 5 ms before, and not noted
+    assert counts[3] == 2
+    assert counts.total() <= 7  # the one before it, if it was done in the 5 ms before, and not noted
 
 
 def test_burst_ends_when_the_queues_are_empty(tasks: Tasks) -> None:

@@ -16,8 +16,8 @@ from servers import Kafka, WaitFor
 from support import make_app
 
 from flowkit.clients.memory import Broker
+from flowkit.processes import PRESS_FOR
 from flowkit.server import Server
-from flowkit.workers import PRESS_FOR
 from seed.system import System
 
 

@@ -31,8 +31,8 @@ from servers import ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 from flowkit.devstack import HOST, Server, free_port
 from flowkit.install import install
 from flowkit.locate import locate
+from flowkit.processes import PRESS_EVERY, PRESS_FOR
 from flowkit.settings import Settings
-from flowkit.workers import PRESS_EVERY, PRESS_FOR
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 LONGEST_STOP = Settings().shutdown_timeout + PRESS_FOR + PRESS_EVERY
