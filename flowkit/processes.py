@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
@@ -137,10 +138,11 @@ class Processes:
             signal.signal(signal.SIGHUP, self._on_hangup)
         self.prepare()
         if others := [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]:
-            text = (
-                "importing the application has started threads (%s), which its processes do not have: start them %s"
+            logger.warning(
+                "importing the application has started threads (%s), which its processes do not have: start them in a function"
+                " decorated with @app.on_startup",
+                ", ".join(others),
             )
-            logger.warning(text, ", ".join(others), "in a function decorated with @app.on_startup")
         settings = self.app.settings
         self._alive = os.pipe()
         self._signs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -198,7 +200,7 @@ class Processes:
             silent = now - seen_at
             if silent >= (self.stuck_after if pid in self._seen else max(STARTING, self.stuck_after)):
                 part = Part("", f"has given no sign of life for {silent:.0f} s", alive=False)
-            parts.append(Part(self.title(seat, pid), part.state, part.ready, part.alive))
+            parts.append(replace(part, name=self.title(seat, pid)))
         for seat in self._start_at:
             ended = f"has ended {self._deaths[seat]} times, and starts again" if seat in self._deaths else "starts"
             parts.append(Part(self.title(seat), ended))
@@ -243,13 +245,18 @@ class Processes:
                 self._deaths.pop(seat, None)
                 self.seat(seat)
                 continue
-            self._deaths[seat] = 1 if lived > HEALTHY else self._deaths.get(seat, 0) + 1
-            delay = RESTART.delay(self._deaths[seat])
-            logger.error("%s ended with %d; a new one starts in %.1f s", self.title(seat), code, delay)
-            self._start_at[seat] = time.monotonic() + delay
+            if lived > HEALTHY:
+                self._deaths.pop(seat, None)
+            self._start_later(seat, f"ended with {code}; a new one starts")
             if not (self._begun or self._pids) and min(self._deaths.values()) >= FAILED_STARTS:
                 logger.error("none of them has come to its work, so there is no other start")
                 self._stopping, self._code = True, 1
+
+    def _start_later(self, seat: Seat, why: str) -> None:
+        self._deaths[seat] = self._deaths.get(seat, 0) + 1
+        delay = RESTART.delay(self._deaths[seat])
+        logger.error("%s %s in %.1f s", self.title(seat), why, delay)
+        self._start_at[seat] = time.monotonic() + delay
 
     def _fork(self, seat: Seat) -> None:
         for stream in (sys.stdout, sys.stderr):  # else what is not written yet is written by each process
@@ -260,10 +267,7 @@ class Processes:
             try:
                 pid = os.fork()
             except OSError as error:  # the system has no room for another process now
-                self._deaths[seat] = self._deaths.get(seat, 0) + 1
-                delay = RESTART.delay(self._deaths[seat])
-                logger.error("%s cannot be started: %s; trying again in %.1f s", self.title(seat), error, delay)
-                self._start_at[seat] = time.monotonic() + delay
+                self._start_later(seat, f"cannot be started: {error}; trying again")
                 return
             if pid:
                 self._pids[pid] = seat
