@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from servers import Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 
 from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settings
-from flowkit.clients import Unreadable, kafka_python
+from flowkit.clients import Unreadable, confluent_producer, kafka_python
 from flowkit.clients.confluent import Consumer, Records
 from flowkit.clients.confluent_options import PRODUCER, confluent_options, consumer_options
 from flowkit.clients.confluent_producer import Producer, TransactionalProducer
@@ -499,3 +500,23 @@ def test_a_producer_whose_place_was_taken_says_so_of_what_it_sends(
     finally:
         first.close(0)
         second.close(0)
+
+
+def test_a_call_of_librdkafka_that_does_not_come_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confluent_producer, "LATE", 0.05)
+    stuck = threading.Event()
+    arguments: list[Any] = []
+    try:
+        with pytest.raises(TimeoutError, match=r"librdkafka has not come back within 0\.\d s"):
+            confluent_producer._call(lambda left: stuck.wait(60), deadline=time.monotonic() + 0.1)
+    finally:
+        stuck.set()
+    confluent_producer._call(lambda *given: arguments.extend(given), "one", deadline=time.monotonic() + 5)
+    assert arguments[0] == "one"
+    assert 4 < arguments[1] <= 5
+
+    def refuse(left: float) -> None:
+        raise ValueError(left)
+
+    with pytest.raises(ValueError, match=r"0\.001"):
+        confluent_producer._call(refuse, deadline=0.0)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from kafka.partitioner import murmur2
@@ -54,8 +55,37 @@ NO_FAULT_OF_THE_MESSAGE = {
     *NO_TOPIC,
 }
 
-FAILED = (KafkaException, SystemError)
-"""What confluent-kafka 2 raises from a call that calls back; a ``SystemError`` where it did so with an error raised."""
+FAILED = (KafkaException, SystemError, TimeoutError)
+"""What confluent-kafka 2 raises from a call that calls back, a ``SystemError`` where it did so with an error raised; and what
+is raised here for one that does not come back.
+"""
+
+LATE = 1.0
+"""Seconds beyond its time that a call is waited for. ``send_offsets_to_transaction`` of librdkafka 2.16 was still under way half
+a minute after the broker had been killed in it and was back, with a time-out of 5 s.
+"""
+
+
+def _call(function: Callable[..., Any], *arguments: Any, deadline: float) -> None:
+    """Calls it with the seconds that are left as its last argument. Raises ``TimeoutError`` if it does not come back."""
+    left = max(0.001, deadline - time.monotonic())
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def call() -> None:
+        try:
+            function(*arguments, left)
+        except BaseException as error:  # raised below
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    threading.Thread(target=call, name="flowkit-transaction", daemon=True).start()
+    try:
+        error = ended.get(timeout=left + LATE)
+    except Empty:
+        raise TimeoutError(f"librdkafka has not come back within {left + LATE:.1f} s") from None
+    if error is not None:
+        raise error
 
 
 def _cause(error: BaseException) -> Any:
@@ -311,14 +341,14 @@ class TransactionalProducer(Producer):
         deadline = time.monotonic() + self.longest
         self._send_offsets(offsets, membership, deadline)
         try:
-            self._producer.commit_transaction(max(0.001, deadline - time.monotonic()))
+            _call(self._producer.commit_transaction, deadline=deadline)
         except FAILED as error:  # whatever it was: the request was on its way
             raise InDoubt(str(_cause(error))) from error
 
     def _send_offsets(self, offsets: Offsets, membership: Any, deadline: float) -> None:
         places_ = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
         try:
-            self._producer.send_offsets_to_transaction(places_, membership, max(0.001, deadline - time.monotonic()))
+            _call(self._producer.send_offsets_to_transaction, places_, membership, deadline=deadline)
         except FAILED as error:
             problem = _cause(error)
             if isinstance(problem, KafkaError):
