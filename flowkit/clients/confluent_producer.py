@@ -61,8 +61,8 @@ is raised here for one that does not come back.
 """
 
 LATE = 1.0
-"""Seconds beyond its time that a call is waited for. ``send_offsets_to_transaction`` of librdkafka 2.16 was still under way half
-a minute after the broker had been killed in it and was back, with a time-out of 5 s.
+"""Seconds beyond its time that a call is waited for. ``send_offsets_to_transaction`` of librdkafka 2.16 was still under way
+half a minute after the broker had been killed in it and was back, with a time-out of 5 s.
 """
 
 
