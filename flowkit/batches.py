@@ -76,7 +76,7 @@ class Batching(Handling):
             raise error
         return responses
 
-    def _run_each(
+    def run_each(
         self,
         call: Run,  # noqa: ARG002
         records: Sequence[Record],
@@ -132,11 +132,11 @@ class Batching(Handling):
                     message.payload  # noqa: B018
                 messages[position] = message
             except Abort:
-                self._idle.take()
+                self.idle.take()
             except (Exception, SystemExit) as raised:
                 count, error = position, as_failure(raised)
                 break
-            direct[position] = self._idle.take()
+            direct[position] = self.idle.take()
 
         def done(end: int, responses: Sequence[Response], failure: Exception | None) -> Done:
             of_hooks = [response for at in range(end) for response in direct.get(at, ())]

@@ -6,7 +6,6 @@ message costs is a parse and a call.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import struct
@@ -32,9 +31,10 @@ from .errors import (
     is_passing,
 )
 from .interchangers import Plain, pack, unpack
-from .message import Abort, HeaderPairs, Message, PlainRecord, Record, about, place
+from .message import Abort, HeaderPairs, Message, PlainRecord, Reception, Record, about, place
 from .parsers import Json, for_topic
 from .payload import Decode, decoder
+from .quick import quick_way
 from .responses import (
     Call,
     Declarations,
@@ -71,9 +71,6 @@ LOADED_BYTES = "flowkit:bytes"
 """Marks in those params the bytes that an interchanger gave, so that it gets them back as bytes."""
 
 
-UNWATCHED, MOST_UNWATCHED = 0.001, 16
-"""Seconds, about, and messages at most, between two looks at the clock where messages take next to no time."""
-
 LONGEST_JOB = 1.0
 """Seconds that a job of many messages may take in any case; ten times ``job_seconds``, if that is more."""
 
@@ -88,12 +85,6 @@ def as_failure(error: BaseException) -> Exception:
     if isinstance(error, Exception):
         return error
     return HandlerExit(f"it called sys.exit({getattr(error, 'code', '')!r}), which ends nothing here")
-
-
-def values_of(records: Sequence[Record]) -> Sequence[bytes | None]:
-    """The values of records; those of confluent-kafka have a way to give them all at once."""
-    values: Callable[[], Sequence[bytes | None]] | None = getattr(records, "values", None)
-    return [record.value for record in records] if values is None else values()
 
 
 def is_forced_stop(error: BaseException) -> bool:
@@ -178,8 +169,10 @@ class Handling:
             raise ConfigurationError(f"topic {route.topic!r}, handler {route.where}: {error}") from error
         self._answers_to = next(iter(self.declarations)) if len(self.declarations) == 1 else None
         self._told_unused = False
-        self._read = None if self.before else self._plain_reader()
-        self._idle = Call(route.name, {}, self.parser)
+        self.idle = Call(route.name, {}, self.parser)
+        queue = None if self.inline else self.queue
+        self._reception = Reception(self.decode, self.group, queue=queue, worker=self.worker)
+        self._quick = quick_way(self)
         self.call, self.call_queued = self._calls()
 
     @property
@@ -231,27 +224,20 @@ class Handling:
         """The handler as a function of its message, and the annotation of its payload."""
         return bind(handler)
 
-    def _plain_reader(self) -> Decode | None:
-        """What reads the payload of a handler that ``_run_plain`` may call: a function of Python of the payload alone."""
-        handler = self.route.handler
-        if self.route.batch or self.route.responder or not (inspect.isfunction(handler) or inspect.ismethod(handler)):
-            return None
-        return getattr(self.decode, "quick", self.decode) if takes_payload_only(handler) else None
-
     def _calls(self) -> tuple[Run, Run]:
         """The shortest ways through this route, with hooks (in the consumer) and without (in a worker): hooks, ``Message`` and
         the check cost nothing where they are not used.
         """
         if self.declarations or self.route.responder or not takes_payload_only(self.route.handler):
             return self._call_with_hooks, self._call_queued
-        decode, handler, idle = self.decode, self.route.handler, self._idle
+        decode, handler, idle = self.decode, self.route.handler, self.idle
 
         def call(record: Record, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG001
             value = record.value
             if value is not None and type(value) is not bytes:  # what somebody else wrote into Redis
                 raise self._not_queued(value)
             result = handler(decode(value))
-            return () if result is None and not idle.responses else self._unasked(result)
+            return () if result is None and not idle.responses else self.unasked(result)
 
         plain = self.interchanger is Plain
         return self._call_with_hooks if self.before else call, call if plain else self._call_queued
@@ -261,7 +247,7 @@ class Handling:
         for hook in self.before:
             finish(hook(message))
         responses = self.handle(message)
-        return [*self._idle.take(), *responses] if self._idle.responses else responses
+        return [*self.idle.take(), *responses] if self.idle.responses else responses
 
     def _call_queued(self, entry: PlainRecord, attempt: int, received: float) -> Sequence[Response]:  # noqa: ARG002
         record = self.record(entry)
@@ -269,25 +255,27 @@ class Handling:
 
     def one(self, record: Record, attempt: int, received: float) -> Sequence[Response]:
         """One record as ``run`` handles it; ``Abort`` and every error come out."""
-        token = current.set(self._idle)
+        token = current.set(self.idle)
         try:
             return self.call(record, attempt, received)
         finally:
             current.reset(token)
-            self._idle.take()
+            self.idle.take()
 
     def message(self, record: Record, attempt: int, received: float, last: bool | None = None) -> Message:
         """The record as handlers and hooks are given it; ``last`` where others than flowkit decide on attempts."""
-        return Message(
-            record,
-            self.decode,
-            group=self.group,
-            attempt=attempt,
-            last=attempt >= self._last_attempt if last is None else last,
-            received=received,
-            queue=None if self.inline else self.queue_of(record) if self.shards else self.queue,
-            worker=self.worker,
-        )
+        message = Message(record, self.reception(attempt, received, last))
+        if self.shards:
+            message.queue = self.queue_of(record)
+        return message
+
+    def reception(self, attempt: int, received: float, last: bool | None = None) -> Reception:
+        """What messages that came together have in common; that of the last ones, if it is the same."""
+        last = attempt >= self._last_attempt if last is None else last
+        found = self._reception
+        if (found.attempt, found.last, found.received) != (attempt, last, received):
+            found = self._reception = found._replace(attempt=attempt, last=last, received=received)
+        return found
 
     def run(
         self,
@@ -306,20 +294,20 @@ class Handling:
         handled before its turn, by ``Parallel``. Gives the number of finished records, and the error of the next one if it
         failed.
         """
-        token = current.set(self._idle)
+        token = current.set(self.idle)
         try:
-            if call is None and self._read is not None:
-                done, error = self._run_plain(self._read, records, send, received, until)
+            if call is None and self._quick is not None:
+                done, error = self._quick.run(records, send, attempt, received, until)
             else:
-                done, error = self._run_each(call or self.call, records, send, attempt, received, until)
+                done, error = self.run_each(call or self.call, records, send, attempt, received, until)
         finally:
             current.reset(token)
-            self._idle.take()
+            self.idle.take()
         if done:
             self.dead_in_a_row = 0
         return done, None if error is None else as_failure(error)
 
-    def _run_each(
+    def run_each(
         self, call: Run, records: Sequence[Record], send: Send, attempt: int, received: float, until: Until
     ) -> tuple[int, BaseException | None]:
         clock = time.monotonic
@@ -332,7 +320,7 @@ class Handling:
                 try:
                     responses = call(record, attempt, received)
                 except Abort:
-                    self._idle.take()
+                    self.idle.take()
                     responses = ()
                 if responses:
                     send(record, responses)
@@ -342,60 +330,10 @@ class Handling:
             return done, error
         return done, None
 
-    def _run_plain(
-        self, read: Decode, records: Sequence[Record], send: Send, received: float, until: Until
-    ) -> tuple[int, BaseException | None]:
-        """``_run_each`` for a handler of the payload alone: few lines of Python for a message, and where it declares nothing no
-        frame but the handler's. The clock is looked at after 1, 2, 4, ... messages, as long as those take less than
-        ``UNWATCHED``.
-        """
-        handler, idle, clock = self.route.handler, self._idle, time.monotonic
-        name, declarations, parser, set_current = self.route.name, self.declarations, self.parser, current.set
-        values = values_of(records)
-        done, step, is_odd = 0, 1, False
-        responses: Sequence[Response]
-        try:
-            while done < len(values):
-                began = clock()
-                if began >= until.at:
-                    break
-                try:
-                    for value in values[done : done + step]:
-                        if not until.at:  # somebody else has brought it forward
-                            break
-                        if declarations:
-                            call = Call(name, declarations, parser)
-                            set_current(call)
-                            responses = self.end(call, finish(handler(read(value))))
-                        else:
-                            result = handler(read(value))
-                            responses = () if result is None and not idle.responses else self._unasked(result)
-                        if responses:
-                            send(records[done], responses)
-                        done += 1
-                except Abort:
-                    idle.take()
-                    done += 1
-                except Exception as error:
-                    if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-                        raise
-                    # not raised in a function of Python, so not by the handler: this value is out of the ordinary
-                    is_odd = True
-                if is_odd:  # behind the error, so that it is not the context of another one
-                    is_odd = False
-                    ran, failed = self._run_each(self.call, [records[done]], send, 1, received, until)
-                    done += ran
-                    if failed is not None:
-                        return done, failed
-                step = min(2 * step, MOST_UNWATCHED) if clock() - began < UNWATCHED else 1
-        except (Exception, SystemExit) as error:
-            return done, error
-        return done, None
-
-    def _unasked(self, result: Any) -> Sequence[Response]:
+    def unasked(self, result: Any) -> Sequence[Response]:
         """What comes of a handler that declares nothing: of a value that it returned nothing."""
         self._tell_unused_value(finish(result))
-        return self._idle.take()
+        return self.idle.take()
 
     def handle(self, message: Message) -> Sequence[Response]:
         """Calls the handler and gives the responses that passed the check. Hooks have run before; ``Abort`` may come out."""

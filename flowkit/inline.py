@@ -6,17 +6,15 @@ It is part of ``Consumer``, and runs on its thread only.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .errors import DeliveryError
 from .message import Partition, Record
-from .responses import Response
+from .underway import Sender, Sent, UnderWay
 
 if TYPE_CHECKING:
-    from .clients import ProducerClient
     from .consumer import Consumer, Track
     from .dispatch import Handling, Send
     from .transactions import Transactions
@@ -27,16 +25,6 @@ MOST_SENT = 10_000
 
 LAST_CHANCE = 5.0
 """Seconds that a rebalance waits for what Kafka has not confirmed of partitions that leave. The rest comes again elsewhere."""
-
-Sent = tuple[Record, Response, Any]
-"""A message, one of its responses, and its delivery."""
-
-
-class UnderWay(NamedTuple):
-    """What was sent for messages of one partition, and not looked at yet, while it was tracked by ``track``."""
-
-    track: Track
-    sent: list[Sent]
 
 
 class Inline:
@@ -167,29 +155,13 @@ class Inline:
             return partial(self.transactions.add, partition, track)
         found = self._sent.get(partition)
         if found is None or found.track is not track:
-            found = self._sent[partition] = UnderWay(track, [])
-        return self._make_send(found.sent)
-
-    def _make_send(self, sent: list[Sent]) -> Send:
-        """As a closure: what is looked up here is not looked up for each message."""
-        producer, keep = self.loop.producer, sent.append
-        start = producer.start
-        client: ProducerClient | None = None
-        generation = -1
-
-        def send(record: Record, responses: Sequence[Response]) -> None:
-            nonlocal client, generation
-            if generation != producer.generation:  # none was looked up, or it was replaced since
-                generation, client = producer.generation, producer.here
-            for response in responses:
-                keep((record, response, start(response, client)))
-
-        return send
+            found = self._sent[partition] = UnderWay(track)
+        return Sender(self.loop.producer, found)
 
     @property
     def waits(self) -> bool:
         """Whether there are responses that Kafka has not confirmed, as far as was looked."""
-        return any(sent for _, sent in self._sent.values())
+        return any(self._sent.values())
 
     def settle_if_due(self, *, commits: bool) -> set[Partition]:
         """``settle``, if it cannot wait. ``commits``: offsets are about to be committed; those behind what Kafka has not
@@ -218,17 +190,17 @@ class Inline:
         loop = self.loop
         loop.producer.flush()
         failed: dict[Partition, tuple[Sent, DeliveryError]] = {}
-        for partition, (track, sent) in [*self._sent.items()]:
-            problem = self._look_at(sent)
-            if problem is not None:
+        for partition, under_way in [*self._sent.items()]:
+            track, refused = under_way.track, self._look_at(under_way)
+            if refused is not None:
                 # before all else, so that nothing is committed past it whatever breaks below, or if its partition comes back
-                track.done = sent[0][0].offset
+                track.done = under_way.offset
                 track.ahead = {}  # what stands behind it comes again, so that keys keep their order
             if loop.tracks.get(partition) is not track:
                 del self._sent[partition]
-            elif problem is not None:
-                failed[partition] = sent[0], problem
-                sent.clear()
+            elif refused is not None:
+                failed[partition] = refused
+                under_way.clear()
         if failed:
             loop.producer.renew()  # first: a dead letter sent by a client that has failed would fail too
         for partition, ((record, response, _), error) in failed.items():
@@ -244,23 +216,15 @@ class Inline:
                 loop.put_back(partition, track, record.offset + 1, 0.0)
         return set(failed)
 
-    def _look_at(self, sent: list[Sent]) -> DeliveryError | None:
-        """Removes what Kafka has confirmed, up to the first that it has not: gives why."""
-        client = self.loop.producer.here
-        problem, count = None, 0
-        for _, _, delivery in sent:
-            problem = None if client is None else client.outcome(delivery)
-            if problem is not None:
-                break
-            count += 1
-        self._remove(sent, count)
+    def _look_at(self, under_way: UnderWay) -> tuple[Sent, DeliveryError] | None:
+        """Removes what Kafka has confirmed, up to the first that it has not: gives that, and why."""
+        confirmed, problem = under_way.look(self.loop.producer.here)
+        self._tell(confirmed)
         return problem
 
-    def _remove(self, sent: list[Sent], count: int) -> None:
-        confirmed = Counter([response.topic for _, response, _ in sent[:count]])
-        del sent[:count]
-        for topic, number in confirmed.items():
-            self.loop.monitor.notice("responded", topic=topic, count=number)
+    def _tell(self, confirmed: Mapping[str, int]) -> None:
+        for topic, count in confirmed.items():
+            self.loop.monitor.notice("responded", topic=topic, count=count)
 
     def _let_go(self) -> None:
         """Removes what Kafka has confirmed by now, and waits for nothing. It is urgent if one has failed, or too many wait."""
@@ -268,11 +232,11 @@ class Inline:
         if client is None:
             return
         left = 0
-        for _, sent in self._sent.values():
-            if sent:
-                self._remove(sent, client.confirmed([delivery for _, _, delivery in sent]))
-                left += len(sent)
-                if sent and client.ended(sent[0][2]):
+        for under_way in self._sent.values():
+            if under_way:
+                self._tell(under_way.let_go(client))
+                left += len(under_way)
+                if under_way and under_way.has_ended(client):
                     self.is_urgent = True
         self.is_urgent = self.is_urgent or left > MOST_SENT
 
@@ -284,20 +248,21 @@ class Inline:
         if not partitions or self.loop.is_without_client:
             return
         producer.settle(LAST_CHANCE)
-        leaving = [found for partition in partitions if (found := self._sent.get(partition)) and found.sent]
+        leaving = [found for partition in partitions if (found := self._sent.get(partition))]
         if leaving:
             with producer.in_place_of(self.loop.claim):
                 producer.flush(LAST_CHANCE)
-                for _, sent in leaving:
-                    self._look_at(sent)
+                for under_way in leaving:
+                    self._look_at(under_way)
 
     def unsettled(self) -> dict[Partition, int]:
         """Of each partition the first message that is handled, but whose responses are not confirmed yet."""
         loop = self.loop
         offsets: dict[Partition, int] = {}
-        for partition, (track, sent) in [*self._sent.items()]:
-            if sent and (loop.tracks.get(partition) is track or loop.left.get(partition) is track):
-                offsets[partition] = sent[0][0].offset
+        for partition, under_way in [*self._sent.items()]:
+            track = under_way.track
+            if under_way and (loop.tracks.get(partition) is track or loop.left.get(partition) is track):
+                offsets[partition] = under_way.offset
         if self.transactions is not None:
             offsets.update(self.transactions.unsettled())
         return offsets
@@ -316,10 +281,10 @@ class Inline:
     def _forget(self, partition: Partition) -> bool:
         """Its messages are somebody else's now, and come again there. Gives whether all their responses arrived."""
         found = self._sent.pop(partition, None)
-        if found is None or not found.sent:
+        if not found:
             return True
         self.loop.producer.flush()
-        return self._look_at(found.sent) is None
+        return self._look_at(found) is None
 
     def drop(self) -> None:
         """Forgets what is not confirmed: its messages come again."""

@@ -72,7 +72,16 @@ class Headers(Mapping[str, bytes | None]):
         return f"Headers({list(self.pairs)!r})"
 
 
-_UNREAD: Any = object()
+class Reception(NamedTuple):
+    """What the messages that a route was given together have in common."""
+
+    decode: Callable[[bytes | None], Any]
+    group: str
+    attempt: int = 1
+    last: bool = False
+    received: float = 0.0
+    queue: str | None = None
+    worker: Any = None
 
 
 class Message:
@@ -85,35 +94,23 @@ class Message:
     other one follows by itself: the message then goes to its dead letter topic, or stays in RQ's FailedJobRegistry.
     """
 
-    __slots__ = ("_attempt", "_decode", "_group", "_last", "_payload", "_received", "_record", "queue", "worker")
+    __slots__ = (
+        "_payload",
+        "_queue",
+        "_reception",
+        "_record",
+        "_worker",
+    )  # the first, second and last when they are set
 
-    def __init__(
-        self,
-        record: Record,
-        decode: Callable[[bytes | None], Any],
-        *,
-        group: str,
-        attempt: int = 1,
-        last: bool = False,
-        received: float = 0.0,
-        queue: str | None = None,
-        worker: Any = None,
-    ) -> None:
+    def __init__(self, record: Record, reception: Reception) -> None:
         self._record = record
-        self._decode = decode
-        self._payload = _UNREAD
-        self._group = group
-        self._attempt = attempt
-        self._last = last
-        self._received = received
-        self.queue = queue
-        self.worker = worker
+        self._reception = reception
 
     @property
     def payload(self) -> Any:
         """The parsed value; parsed when first asked for. Raises ``ParserError`` where a typed one cannot be."""
-        if self._payload is _UNREAD:
-            self._payload = self._decode(self._record.value)
+        if not hasattr(self, "_payload"):
+            self._payload = self._reception.decode(self._record.value)
         return self._payload
 
     @payload.setter
@@ -123,12 +120,28 @@ class Message:
     @property
     def payload_changed(self) -> bool:
         """Whether a hook left another payload than the value of the message says, by assignment or in place."""
-        if self._payload is _UNREAD:
+        if not hasattr(self, "_payload"):
             return False
         try:
-            return bool(self._payload != self._decode(self._record.value))
+            return bool(self._payload != self._reception.decode(self._record.value))
         except ParserError:
             return True  # a hook put it in the place of one that cannot be parsed
+
+    @property
+    def queue(self) -> str | None:
+        return self._queue if hasattr(self, "_queue") else self._reception.queue
+
+    @queue.setter
+    def queue(self, name: str | None) -> None:
+        self._queue = name
+
+    @property
+    def worker(self) -> Any:
+        return self._worker if hasattr(self, "_worker") else self._reception.worker
+
+    @worker.setter
+    def worker(self, worker: Any) -> None:
+        self._worker = worker
 
     @property
     def topic(self) -> str:
@@ -164,22 +177,22 @@ class Message:
 
     @property
     def received_at(self) -> datetime:
-        return _moment(self._received)
+        return _moment(self._reception.received)
 
     @property
     def group(self) -> str:
-        return self._group
+        return self._reception.group
 
     @property
     def attempt(self) -> int:
-        return self._attempt
+        return self._reception.attempt
 
     @property
     def last_attempt(self) -> bool:
-        return self._last
+        return self._reception.last
 
     def __repr__(self) -> str:
-        return f"<Message {place(self._record)} attempt {self._attempt}>"
+        return f"<Message {place(self._record)} attempt {self.attempt}>"
 
 
 def _moment(seconds: float) -> datetime:

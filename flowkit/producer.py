@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
@@ -250,6 +250,13 @@ class Producer:
         if partition is None and partition_key is not None:
             partition = client.partition_for(topic, partition_key)
         return client.send(topic, value, key, headers, partition)
+
+    def start_together(self, topic: str, values: Sequence[bytes | None], client: ProducerClient | None) -> Any:
+        """Starts messages of which nothing is given but the value, with one handle for all of them, if this client can. None if
+        it cannot, or was not yet asked about the topic.
+        """
+        send = getattr(client, "send_together", None)
+        return send(topic, values) if send is not None and topic in self._met else None
 
     def _start_first(self, item: Response, client: ProducerClient) -> Any:
         """The first of a topic waits until the client has asked about it."""

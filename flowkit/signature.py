@@ -118,8 +118,17 @@ def _warn_of_name(function: Handler, roles: Sequence[Role]) -> None:
 
 
 def takes_payload_only(function: Handler) -> bool:
+    return _takes(function) == [False]
+
+
+def takes_payload_and_message(function: Handler) -> bool:
+    return _takes(function) == [False, True]
+
+
+def _takes(function: Handler) -> list[bool] | None:
+    """For each parameter whether it is the message; None where that is not all that is to know."""
     roles, _ = _roles(function)
-    return len(roles) == 1 and not roles[0].is_message and not roles[0].by_name and not is_async(function)
+    return None if is_async(function) or any(role.by_name for role in roles) else [role.is_message for role in roles]
 
 
 def bind(function: Handler) -> tuple[Callable[[Message], Any], Any]:

@@ -19,6 +19,7 @@ import flowkit.dispatch
 import flowkit.inline
 import flowkit.lookout
 import flowkit.queueing
+import flowkit.quick
 from flowkit import Flowkit, Message, Retry
 from flowkit.clients import CommitRefused
 from flowkit.clients.memory import Broker
@@ -215,7 +216,14 @@ class Loop:
 def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of every loop from now on: it moves when a test says so, and polls do not wait."""
     clock = Clock()
-    for module in (flowkit.batches, flowkit.consumer, flowkit.dispatch, flowkit.lookout, flowkit.queueing):
+    for module in (
+        flowkit.batches,
+        flowkit.consumer,
+        flowkit.dispatch,
+        flowkit.lookout,
+        flowkit.queueing,
+        flowkit.quick,
+    ):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.0)
     return clock

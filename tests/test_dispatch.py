@@ -19,12 +19,13 @@ import pytest
 from support import make_app, make_record, run, shown
 from test_consumer import Clock
 
-import flowkit.dispatch
+import flowkit.quick
 from flowkit import ConfigurationError, Flowkit, Message, PayloadError, QueueError, Retry
 from flowkit.coroutines import run_async
-from flowkit.dispatch import MOST_UNWATCHED, PARAMS, Until
+from flowkit.dispatch import PARAMS, Until
 from flowkit.message import Abort
 from flowkit.parsers import Raw, Text
+from flowkit.quick import MOST_UNWATCHED
 from flowkit.testing import Client
 
 ROUTES: list[Any] = [pytest.param(True, id="inline"), pytest.param(False, id="queued")]
@@ -963,7 +964,7 @@ def test_messages_that_become_slow_are_few_until_it_looks_at_the_clock(
     app: Flowkit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(flowkit.dispatch, "time", clock)
+    monkeypatch.setattr(flowkit.quick, "time", clock)
     kept: list[Any] = []
     until = Until()
     until.at = clock.now + 60

@@ -10,7 +10,7 @@ import pytest
 from support import make_record
 
 from flowkit import Headers, Message, ParserError
-from flowkit.message import Partition, PlainRecord, place
+from flowkit.message import Partition, PlainRecord, Reception, place
 from flowkit.parsers import Json
 from flowkit.payload import decoder
 
@@ -27,7 +27,7 @@ class Decode:
 
 
 def make_message(value: bytes | None = b'{"id": 7}', decode: Any = None, **options: Any) -> Message:
-    return Message(make_record(value), decode or Decode(), **{"group": "shop_orders", **options})
+    return Message(make_record(value), Reception(decode or Decode(), **{"group": "shop_orders", **options}))
 
 
 def test_a_message_is_as_kafka_has_it() -> None:
@@ -171,7 +171,7 @@ def test_headers_cannot_be_changed() -> None:
 
 
 def test_a_message_without_headers_has_empty_ones() -> None:
-    message = Message(PlainRecord("t", 0, 0, 0, None, None), Decode(), group="g")
+    message = Message(PlainRecord("t", 0, 0, 0, None, None), Reception(Decode(), "g"))
 
     assert dict(message.headers) == {}
     assert message.headers.pairs == ()

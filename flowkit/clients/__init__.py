@@ -6,7 +6,7 @@ away and a new one is made; ``ConfigurationError`` says that a new one would far
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..errors import DeliveryError
@@ -85,6 +85,10 @@ class ConsumerClient(Protocol):
 
 
 class ProducerClient(Protocol):
+    """One may also have ``send_together(topic, values)``: many messages without a key, a partition and headers, and one handle
+    for all of them, which has ``apart()``: one for each. It raises ``DeliveryError`` where it has sent none.
+    """
+
     def send(
         self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
     ) -> Any:
@@ -99,7 +103,7 @@ class ProducerClient(Protocol):
     def outcome(self, delivery: Any) -> DeliveryError | None:
         """None where the broker has confirmed; else why not."""
 
-    def confirmed(self, deliveries: Sequence[Any]) -> int:
+    def confirmed(self, deliveries: Iterable[Any]) -> int:
         """How many of these deliveries, from the first on, the broker has confirmed by now."""
 
     def notify(self, delivery: Any, tell: Callable[[], None]) -> None:

@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice, takewhile
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -122,6 +123,59 @@ class Delivery:
         self.is_done = True
 
 
+class Deliveries:
+    """What becomes of messages that were sent together. An object for each of them would take as long as sending them."""
+
+    __slots__ = ("_alone", "_apart", "_confirmed", "_topic", "_values")
+
+    def __init__(self, topic: str, values: Sequence[bytes | None], apart: deque[Delivery] | None) -> None:
+        self._topic = topic
+        self._values = values
+        self._apart = apart
+        self._confirmed: list[None] = []
+        self._alone: dict[int, Delivery] = {}
+        """By position those that went another way."""
+
+    def end(self, error: Any, message: Any) -> None:
+        """As ``Delivery.end`` is called."""
+        if error is None:
+            self._confirmed.append(None)  # from any thread
+            return
+        value = message.value()
+        at = next(at for at, one in enumerate(self._values) if one == value and at not in self._alone)
+        self.alone(at).end(error, message)
+
+    def alone(self, at: int) -> Delivery:
+        """The message at this position gets a delivery of its own."""
+        found = self._alone[at] = Delivery(self._topic, self._values[at], None, -1, (), self._apart)
+        return found
+
+    @property
+    def is_done(self) -> bool:
+        alone = self._alone
+        if len(self._confirmed) + len(alone) < len(self._values):
+            return False
+        return not alone or all(delivery.is_done for delivery in list(alone.values()))
+
+    @property
+    def error(self) -> Any:
+        """The first."""
+        errors = (delivery.error for _, delivery in sorted(self._alone.items()))
+        return next((error for error in errors if error is not None), None)
+
+    def apart(self) -> list[Delivery]:
+        """One for each message; which of them are under way is not known, if some are."""
+        is_done = len(self._confirmed) + len(self._alone) == len(self._values)
+        found = []
+        for at, value in enumerate(self._values):
+            delivery = self._alone.get(at)
+            if delivery is None:
+                delivery = Delivery(self._topic, value, None, -1, (), None)
+                delivery.is_done = is_done
+            found.append(delivery)
+        return found
+
+
 class Producer:
     """A ``ProducerClient`` on librdkafka's producer."""
 
@@ -154,6 +208,26 @@ class Producer:
         except (BufferError, KafkaException, TypeError, ValueError):
             self._start(delivery)  # which waits, or says what is wrong
         return delivery
+
+    def send_together(self, topic: str, values: Sequence[bytes | None]) -> Deliveries:
+        if topic not in self._partitions or time.monotonic() > self._known_until:
+            self._count(topic)
+        found = Deliveries(topic, values, self._apart)
+        produce, end = self._producer.produce, found.end
+        at = 0
+        while at < len(values):
+            try:
+                for value in islice(values, at, None):
+                    produce(topic, value, None, -1, end)
+                    at += 1
+            except (BufferError, KafkaException, TypeError, ValueError):
+                one = found.alone(at)
+                try:
+                    self._start(one)  # which waits, or says what is wrong
+                except DeliveryError as error:
+                    one.error, one.is_done = error, True
+                at += 1
+        return found
 
     def _start(self, delivery: Delivery) -> None:
         topic, deadline = delivery.topic, 0.0
@@ -227,14 +301,14 @@ class Producer:
         except DeliveryError as error:
             delivery.end(error, None)
 
-    def ended(self, delivery: Delivery) -> bool:
+    def ended(self, delivery: Delivery | Deliveries) -> bool:
         if not delivery.is_done:
             self._served(self._producer.poll, 0)
             if self._apart:
                 self.flush(self._timeout)
         return delivery.is_done or self._end is not None
 
-    def outcome(self, delivery: Delivery) -> DeliveryError | None:
+    def outcome(self, delivery: Delivery | Deliveries) -> DeliveryError | None:
         if not delivery.is_done:
             why = f": {self._end}" if self._end is not None else " in time"
             return DeliveryError(f"Kafka did not confirm the message{why}", passing=True)
@@ -244,13 +318,9 @@ class Producer:
             return delivery.error
         return self._problem("Kafka did not take the message", delivery.error)
 
-    def confirmed(self, deliveries: Sequence[Delivery]) -> int:
-        if deliveries and not deliveries[-1].is_done:
-            self._served(self._producer.poll, 0)
-        for count, delivery in enumerate(deliveries):
-            if not delivery.is_done or delivery.error is not None:
-                return count
-        return len(deliveries)
+    def confirmed(self, deliveries: Iterable[Delivery | Deliveries]) -> int:
+        self._served(self._producer.poll, 0)
+        return sum(1 for _ in takewhile(lambda delivery: delivery.is_done and delivery.error is None, deliveries))
 
     def notify(self, delivery: Delivery, tell: Callable[[], None]) -> None:
         with self._lock:

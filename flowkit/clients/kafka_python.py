@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 with warnings.catch_warnings():  # kafka-python 3.0 warns at its own import, which must not fail under -W error
@@ -71,6 +72,10 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
 def _kafka_offsets(offsets: Offsets) -> dict[Any, Any]:
     return {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+
+
+def _is_confirmed(delivery: Any) -> bool:
+    return bool(delivery.is_done) and not delivery.failed()
 
 
 class Consumer:
@@ -273,11 +278,8 @@ class Producer:
             f"Kafka did not take the message: {error!r}", passing=bool(getattr(error, "retriable", False))
         )
 
-    def confirmed(self, deliveries: Sequence[Any]) -> int:
-        for count, delivery in enumerate(deliveries):
-            if not delivery.is_done or delivery.failed():
-                return count
-        return len(deliveries)
+    def confirmed(self, deliveries: Iterable[Any]) -> int:
+        return sum(1 for _ in takewhile(_is_confirmed, deliveries))
 
     def notify(self, delivery: Any, tell: Callable[[], None]) -> None:
         delivery.add_both(lambda _: tell())

@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -199,7 +199,7 @@ class Producer:
             return delivery
         return DeliveryError(f"Kafka did not take the message: {delivery!r}")
 
-    def confirmed(self, deliveries: Sequence[Any]) -> int:
+    def confirmed(self, deliveries: Iterable[Any]) -> int:
         return sum(1 for _ in takewhile(lambda delivery: self.outcome(delivery) is None, deliveries))
 
     def notify(self, delivery: Any, tell: Callable[[], None]) -> None:  # noqa: ARG002

@@ -1,0 +1,127 @@
+"""What was sent for messages and is not confirmed yet, as far as was looked: of each partition, in order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .message import Record
+from .quick import NotTaken
+from .responses import Response
+
+if TYPE_CHECKING:
+    from .clients import ProducerClient
+    from .consumer import Track
+    from .errors import DeliveryError
+    from .producer import Producer
+
+Sent = tuple[Record, Response, Any]
+"""A message, one of its responses, and its delivery."""
+
+
+class Together(NamedTuple):
+    """Messages of which each has one response, and the one delivery of all of them."""
+
+    records: Sequence[Record]
+    topic: str
+    delivery: Any
+
+    def apart(self) -> list[Sent]:
+        deliveries = zip(self.records, self.delivery.apart(), strict=True)
+        return [(record, Response(self.topic, delivery.value), delivery) for record, delivery in deliveries]
+
+
+class UnderWay:
+    """What was sent for messages of one partition while it was tracked by ``track``."""
+
+    def __init__(self, track: Track) -> None:
+        self.track = track
+        self._sent: list[Sent | Together] = []
+        self.keep = self._sent.append
+
+    def __bool__(self) -> bool:
+        return bool(self._sent)
+
+    def __len__(self) -> int:
+        """Responses."""
+        return sum(len(one.records) if isinstance(one, Together) else 1 for one in self._sent)
+
+    @property
+    def offset(self) -> int:
+        """That of the first message of which something is under way."""
+        first = self._sent[0]
+        return (first.records[0] if isinstance(first, Together) else first[0]).offset
+
+    def has_ended(self, client: ProducerClient) -> bool:
+        """Whether the first of it has ended, well or badly."""
+        return client.ended(self._sent[0][2])
+
+    def let_go(self, client: ProducerClient) -> Counter[str]:
+        """Removes what Kafka has confirmed by now, up to the first that it has not. Gives how many were sent to which topic."""
+        return self._remove(client.confirmed(self._deliveries()))
+
+    def look(self, client: ProducerClient | None) -> tuple[Counter[str], tuple[Sent, DeliveryError] | None]:
+        """The same after a flush: gives also the first that Kafka has not confirmed, and why. No client: it was a test's."""
+        sent, count = self._sent, 0
+        while count < len(sent):
+            one = sent[count]
+            problem = None if client is None else client.outcome(one[2])
+            if problem is not None:
+                if not isinstance(one, Together):
+                    return self._remove(count), (one, problem)
+                sent[count : count + 1] = one.apart()
+                continue
+            count += 1
+        return self._remove(count), None
+
+    def clear(self) -> None:
+        self._sent.clear()
+
+    def _deliveries(self) -> Iterator[Any]:
+        return (one[2] for one in self._sent)
+
+    def _remove(self, count: int) -> Counter[str]:
+        confirmed: Counter[str] = Counter()
+        for one in self._sent[:count]:
+            if isinstance(one, Together):
+                confirmed[one.topic] += len(one.records)
+            else:
+                confirmed[one[1].topic] += 1
+        del self._sent[:count]
+        return confirmed
+
+
+class Sender:
+    """A ``Send`` for one slice, which keeps what is under way. What is looked up here is not looked up for each message."""
+
+    def __init__(self, producer: Producer, under_way: UnderWay) -> None:
+        self._producer = producer
+        self._keep = under_way.keep
+        self._generation = -1
+        self._client: ProducerClient | None = None
+
+    def _here(self) -> ProducerClient | None:
+        if self._generation != self._producer.generation:  # none was looked up, or it was replaced since
+            self._generation, self._client = self._producer.generation, self._producer.here
+        return self._client
+
+    def __call__(self, record: Record, responses: Sequence[Response]) -> None:
+        client, start = self._here(), self._producer.start
+        for response in responses:
+            self._keep((record, response, start(response, client)))
+
+    def together(self, records: Sequence[Record], topic: str, values: Sequence[bytes | None]) -> None:
+        """One response for each record. Raises ``NotTaken``."""
+        client, taken = self._here(), 0
+        try:
+            delivery = self._producer.start_together(topic, values, client)
+            if delivery is not None:
+                self._keep(Together(records, topic, delivery))
+                return
+            for record, value in zip(records, values, strict=True):
+                response = Response(topic, value)
+                self._keep((record, response, self._producer.start(response, client)))
+                taken += 1
+        except Exception as error:
+            raise NotTaken(taken, error) from error
