@@ -24,7 +24,7 @@ from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settin
 from flowkit.clients import Unreadable, confluent_producer, kafka_python
 from flowkit.clients.confluent import Consumer, Records
 from flowkit.clients.confluent_options import PRODUCER, confluent_options, consumer_options
-from flowkit.clients.confluent_producer import Producer, TransactionalProducer
+from flowkit.clients.confluent_producer import Deliveries, Producer, TransactionalProducer
 from flowkit.clients.confluent_trouble import Trouble
 from flowkit.errors import MessagesGone, Stopped
 from flowkit.message import Partition
@@ -467,6 +467,67 @@ def test_of_a_batch_that_is_too_large_only_the_message_that_is(
     finally:
         admin.delete_topics([name])
         admin.close()
+
+
+def test_of_messages_sent_together_only_the_one_that_is_too_large_is_refused(
+    apache: Kafka, producer: Producer, topic: MakeTopic
+) -> None:
+    name = f"{topic('small')}-small"
+    admin = KafkaAdminClient(bootstrap_servers=apache.hosts)
+    try:
+        configs = {"max.message.bytes": "300"}
+        admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
+        together = producer.send_together(name, [b"same", bytes(1_000), b"same", None, bytes(1_001), b""])
+        assert not together.is_done
+        producer.flush(20)
+        assert producer.ended(together)
+        problem = producer.outcome(together)
+        assert problem is not None
+        assert not problem.passing
+        assert producer.confirmed([together]) == 0
+        outcomes = [producer.outcome(delivery) for delivery in together.apart()]
+        assert [error is None for error in outcomes] == [True, False, True, True, False, True]
+        values = Counter(record.value for record in read_topic(apache.hosts, name, 4))
+        assert values == {b"same": 2, b"": 1, None: 1}
+    finally:
+        admin.delete_topics([name])
+        admin.close()
+
+
+def test_messages_sent_together_are_confirmed_together(apache: Kafka, topic: MakeTopic, producer: Producer) -> None:
+    name = topic("orders", 3)
+    first, second = [
+        producer.send_together(name, [b"%d" % n for n in numbers]) for numbers in (range(50), range(50, 70))
+    ]
+    producer.flush(20)
+
+    assert producer.confirmed([first, second]) == 2
+    assert [producer.outcome(one) for one in (first, second, *first.apart())] == [None] * 52
+    values = sorted(int(record.value or b"") for record in read_topic(apache.hosts, name, 70))
+    assert values == list(range(70))
+
+
+def test_messages_sent_together_are_more_than_the_client_holds(apache: Kafka, topic: MakeTopic) -> None:
+    name = topic("orders")
+    producer = Producer(load(apache.hosts), **{"queue.buffering.max.messages": 10})
+    try:
+        together = producer.send_together(name, [b"%d" % number for number in range(100)])
+        producer.flush(20)
+        assert (together.is_done, producer.outcome(together)) == (True, None)
+        assert len(read_topic(apache.hosts, name, 100)) == 100
+    finally:
+        producer.close(5)
+
+
+def test_of_messages_sent_together_those_under_way_are_not_known(producer: Producer) -> None:
+    together = Deliveries("orders", [b"1", b"2"], None)
+    together.end(None, None)
+
+    assert not together.is_done
+    for delivery in (together, *together.apart()):
+        problem = producer.outcome(delivery)
+        assert problem is not None
+        assert problem.passing
 
 
 def test_what_was_submitted_is_told_of_without_a_flush(apache: Kafka, topic: MakeTopic) -> None:

@@ -484,6 +484,7 @@ def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     def ask(*words: str, cwd: Path = EXAMPLES, **env: str) -> list[str]:
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["flowkit"])
+        monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # else it is "python -m pytest"
         monkeypatch.delenv("FLOWKIT_APP", raising=False)
         environment = {"_FLOWKIT_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), **env}
         for name, value in {**environment, "COMP_CWORD": str(len(words) - 1)}.items():
