@@ -152,6 +152,29 @@ def test_a_response_that_kafka_refuses_for_good_leads_to_a_dead_letter(
     assert {json.loads(record.value)["n"] for record in read_topic(apache.hosts, out, 2)} == {0, 2}
 
 
+def test_among_many_answers_those_that_kafka_refuses_lead_to_dead_letters(
+    apache: Kafka, topic: MakeTopic, tmp_path: Path, wait_for: WaitFor
+) -> None:
+    name, out, dead = topic("many", 2), f"{topic('answers')}-small", topic("dead")
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=apache.hosts)) as admin:
+        configs = {"max.message.bytes": "300"}
+        admin.create_topics({out: {"num_partitions": 2, "replication_factor": 1, "configs": configs}})
+    # Given 2,000 messages, of which two have an answer that is too large
+    guarded = Guarded(apache.hosts, tmp_path, name, out)
+    large = {700, 1_501}
+    for partition in range(2):
+        numbers = range(partition, 2_000, 2)
+        guarded.put(*({"n": n, "size": 1_000 if n in large else 10} for n in numbers), partition=partition)
+    env = {**guarded.env, "ANSWERING_DEAD": dead}
+    with Process("flowkit", "run", "answering:app", env=env, log=guarded.log) as process:
+        wait_for(lambda: (guarded.committed(), guarded.committed(1)) == (1_000, 1_000), 60)
+        assert process.stop() == 0
+    # Then those two become dead letters, once each, and all others are answered
+    assert {json.loads(record.value)["n"] for record in read_topic(apache.hosts, dead, 2)} == large
+    answers = Counter(json.loads(record.value)["n"] for record in read_topic(apache.hosts, out, 1_998))
+    assert answers.keys() == set(range(2_000)) - large
+
+
 # Stopping.
 
 
