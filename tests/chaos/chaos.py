@@ -29,7 +29,7 @@ with warnings.catch_warnings():
 
 from redis import Redis
 from scenarios import LEFT_OUT, SCENARIOS, Messages, Result, Stage, chosen
-from servers import KAFKA_VERSION, RedisServer
+from servers import CLIENT, KAFKA_VERSION, RedisServer
 from witnesses import NEVER
 
 MODULES = ("consumers", "workers", "brokers", "redises", "handlers", "clocks")
@@ -102,7 +102,8 @@ def markdown(results: list[Result], quick: bool) -> str:
 
 
 def versions() -> str:
-    names = {"kafka-python": "kafka-python", "rq": "RQ"}
+    client = {"confluent": "confluent-kafka"}.get(CLIENT.get("FLOWKIT_CLIENT", ""), "kafka-python")
+    names = {client: client, "rq": "RQ"}
     packages = [f"{shown} {version(name)}" for name, shown in names.items()]
     servers = [f"Apache Kafka {KAFKA_VERSION}", f"Redis {redis_version()}", f"Python {platform.python_version()}"]
     return ", ".join([*servers, *packages])
