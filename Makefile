@@ -2,7 +2,7 @@
 # make test    every test, on a real Apache Kafka (needs Java 17 and Maven) and a real Redis
 # make test-confluent  those of them that say what flowkit promises, on confluent-kafka
 # make docs    the documentation, as a site in build/site
-# make bench   every benchmark; bench-inline, bench-queue, bench-waiting and bench-growth run one of them
+# make bench   every benchmark; bench-inline, bench-peers, bench-queue, bench-waiting, bench-growth run one of them
 # make soak    1,000,000 messages through the queue, with SIGKILLs every few seconds; SOAK="--workers rq --seed 7" for more
 # make chaos   a million messages and more, while processes, Kafka and Redis are killed: under an hour; CHAOS="--list" for more
 # make fuzz    the tests of tests/fuzz with many more examples, new ones each time; FUZZ=50000 for even more
@@ -14,7 +14,7 @@ VENV ?= .venv
 PROCESSES ?= 3
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-confluent docs lint format types bench bench-inline bench-queue bench-waiting bench-growth soak chaos fuzz audit clean
+.PHONY: demo test test-confluent docs lint format types bench bench-inline bench-peers bench-queue bench-waiting bench-growth soak chaos fuzz audit clean
 
 # Each set of packages has a stamp: the demo needs few of them, the tests many.
 $(VENV)/.%: setup.cfg setup.py
@@ -57,10 +57,19 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 # BENCH: more arguments, as in make bench-queue BENCH="latency --quick".
-bench: bench-inline bench-queue bench-waiting bench-growth
+bench: bench-inline bench-peers bench-queue bench-waiting bench-growth
 
 bench-inline: $(VENV)/.bench
 	$(BIN)/python -W ignore tests/benchmarks/consume.py $(BENCH)
+
+# The other frameworks have an environment of their own, because of their versions of the clients.
+bench-peers: $(VENV)/.bench build/peers/.ready
+	$(BIN)/python -W ignore tests/benchmarks/peers.py --peers build/peers/bin/python $(BENCH)
+
+build/peers/.ready: tests/benchmarks/peers.txt
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 bench-queue: $(VENV)/.bench
 	$(BIN)/python -W ignore tests/benchmarks/queued.py $(BENCH)
