@@ -153,37 +153,43 @@ class Parallel(Handling):
                 return  # those behind it wait for it
 
     async def _go_async(self, lanes: list[Lane], received: float, until: Until) -> None:
-        free = asyncio.Semaphore(self.concurrency)
+        left = iter(lanes)
 
-        async def go(lane: Lane) -> None:
-            for record, attempt, ahead in lane:
-                async with free:
-                    if self._is_over(until):
-                        return
-                    try:
-                        with self._in_hand(lane), _Hooks(self) as hooks:
-                            message = self.message(record, attempt, received)
-                            for hook in self.before:
-                                await _awaited(hook(message))
-                            ahead[record.offset] = hooks.and_(await self._handle_async(message))
-                    except Abort:
-                        ahead[record.offset] = ()
-                    except asyncio.CancelledError as error:
-                        task = asyncio.current_task()
-                        if task is not None and task.cancelling():
-                            raise
-                        failed = RuntimeError("the coroutine was cancelled, by itself or by what it waited for")
-                        failed.__cause__ = error
-                        ahead[record.offset] = failed
-                        return
-                    except (Exception, SystemExit) as raised:
-                        ahead[record.offset] = as_failure(raised)
-                        return
+        async def go() -> None:
+            for (
+                lane
+            ) in left:  # each takes the next that nobody has yet: a task for each lane would cost as much again
+                await self._go_through(lane, received, until)
 
         # all of them: none may go on while the next ones begin
-        for outcome in await asyncio.gather(*map(go, lanes), return_exceptions=True):
+        tasks = [go() for _ in range(min(self.concurrency, len(lanes)))]
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+
+    async def _go_through(self, lane: Lane, received: float, until: Until) -> None:
+        for record, attempt, ahead in lane:
+            if self._is_over(until):
+                return
+            try:
+                with self._in_hand(lane), _Hooks(self) as hooks:
+                    message = self.message(record, attempt, received)
+                    for hook in self.before:
+                        await _awaited(hook(message))
+                    ahead[record.offset] = hooks.and_(await self._handle_async(message))
+            except Abort:
+                ahead[record.offset] = ()
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                failed = RuntimeError("the coroutine was cancelled, by itself or by what it waited for")
+                failed.__cause__ = error
+                ahead[record.offset] = failed
+                return
+            except (Exception, SystemExit) as raised:
+                ahead[record.offset] = as_failure(raised)
+                return
 
     @contextlib.contextmanager
     def _in_hand(self, lane: Lane) -> Iterator[None]:

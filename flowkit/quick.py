@@ -35,14 +35,14 @@ class SendTogether(Protocol):
 
     def __call__(self, record: Record, responses: Sequence[Response]) -> None: ...
 
-    def together(self, records: Sequence[Record], topic: str, values: Sequence[bytes | None]) -> None:
-        """One answer for each record. Raises ``NotTaken``."""
+    def together(self, records: Sequence[Record], topic: str, values: Sequence[bytes | None], parser: Any) -> None:
+        """One answer for each record. Raises ``NotTaken``, and nothing else, where one cannot be sent."""
 
 
 class NotTaken(Exception):
     """Answers that could not be sent: that of the record at position ``at``, and those behind it."""
 
-    def __init__(self, at: int, error: Exception) -> None:
+    def __init__(self, at: int, error: BaseException) -> None:
         self.at = at
         self.error = error
 
@@ -154,7 +154,9 @@ class QuickWay:
                 break
 
     def _respond(self, slice_: Slice, values: Iterator[bytes | None]) -> None:
-        """For a handler that declares responses. What those return one after the other is sent together."""
+        """For a handler that declares responses. What those return one after the other is sent together, if it is not long:
+        no answer waits for more than ``UNWATCHED`` seconds, and for the message in hand.
+        """
         handling, read, takes_message, until = self._handling, self._read, self._takes_message, slice_.until
         handler: Any = handling.route.handler
         each, reception = slice_.each, slice_.reception
@@ -162,7 +164,8 @@ class QuickWay:
         parser, answers_parser, is_json = handling.parser, self._parser, self._parser is Json
         together = getattr(slice_.send, "together", None) if self._answers_to else None
         answers: list[bytes | None] = []
-        first = slice_.begun
+        first, clock = slice_.begun, time.monotonic
+        end = clock() + UNWATCHED
         try:
             for value in values:
                 message = Message(next(each), reception) if takes_message else None
@@ -191,23 +194,25 @@ class QuickWay:
                     if responses:
                         slice_.send(slice_.records[first], responses)
                     first += 1
-                if not until.at:
+                if not until.at or clock() > end:
                     break
-        finally:
+        except (Exception, SystemExit, Abort):
             self._send(slice_, first, answers)
+            raise
+        self._send(slice_, first, answers)
 
     def _send(self, slice_: Slice, first: int, answers: list[bytes | None]) -> int:
         """Sends the answers to the records from position ``first`` on, and gives the position behind them."""
         if not answers:
             return first
-        end = first + len(answers)
+        values, answers[:] = answers[:], []  # so that none is sent again, whatever comes of them
+        end = first + len(values)
         send = cast(SendTogether, slice_.send)
         try:
-            send.together(slice_.records[first:end], cast(str, self._answers_to), answers[:])
+            send.together(slice_.records[first:end], cast(str, self._answers_to), values, self._parser)
         except NotTaken as refusal:
             refusal.at += first
             raise
-        answers.clear()
         return end
 
 

@@ -70,6 +70,9 @@ class UnderWay:
             if problem is not None:
                 if not isinstance(one, Together):
                     return self._remove(count), (one, problem)
+                if not one.delivery.is_done:  # which of them are is not known
+                    first = (one.records[0], Response(one.topic, None), one.delivery)
+                    return self._remove(count), (first, problem)
                 sent[count : count + 1] = one.apart()
                 continue
             count += 1
@@ -111,17 +114,22 @@ class Sender:
         for response in responses:
             self._keep((record, response, start(response, client)))
 
-    def together(self, records: Sequence[Record], topic: str, values: Sequence[bytes | None]) -> None:
+    def together(self, records: Sequence[Record], topic: str, values: Sequence[bytes | None], parser: Any) -> None:
         """One response for each record. Raises ``NotTaken``."""
-        client, taken = self._here(), 0
+        taken = 0
         try:
+            client = self._here()
             delivery = self._producer.start_together(topic, values, client)
             if delivery is not None:
-                self._keep(Together(records, topic, delivery))
+                taken = len(delivery)
+                if taken:
+                    self._keep(Together(records[:taken], topic, delivery))
+                if delivery.refusal is not None:
+                    raise delivery.refusal
                 return
             for record, value in zip(records, values, strict=True):
-                response = Response(topic, value)
+                response = Response(topic, value, parser=parser)
                 self._keep((record, response, self._producer.start(response, client)))
                 taken += 1
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise NotTaken(taken, error) from error

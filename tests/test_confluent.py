@@ -519,15 +519,50 @@ def test_messages_sent_together_are_more_than_the_client_holds(apache: Kafka, to
         producer.close(5)
 
 
-def test_of_messages_sent_together_those_under_way_are_not_known(producer: Producer) -> None:
-    together = Deliveries("orders", [b"1", b"2"], None)
+def test_messages_sent_together_end_before_one_that_the_client_refuses(apache: Kafka, topic: MakeTopic) -> None:
+    name = topic("orders")
+    producer = Producer(load(apache.hosts), **{"message.max.bytes": 2_000})
+    try:
+        together = producer.send_together(name, [b"1", b"2", bytes(3_000), b"3"])
+        assert len(together) == 2
+        assert together.refusal is not None
+        assert "MSG_SIZE_TOO_LARGE" in str(together.refusal)
+        producer.flush(20)
+        assert (together.is_done, producer.outcome(together), len(together.apart())) == (True, None, 2)
+        assert [record.value for record in read_topic(apache.hosts, name, 2)] == [b"1", b"2"]
+    finally:
+        producer.close(5)
+
+
+def test_messages_sent_together_wait_once_for_a_client_that_is_full(apache: Kafka, topic: MakeTopic) -> None:
+    name = topic("orders")
+    producer = Producer(load(apache.hosts), **{"queue.buffering.max.messages": 3, "linger.ms": 20_000})
+    producer._timeout = 0.3
+    try:
+        producer._count(name)
+        began = time.monotonic()
+        together = producer.send_together(name, [b"%d" % number for number in range(9)])
+        assert 0.3 <= time.monotonic() - began < 1.2
+        assert len(together) == 3
+        assert together.refusal is not None
+        assert together.refusal.passing
+    finally:
+        producer.close(5)
+
+
+def test_of_messages_sent_together_each_has_an_outcome_though_values_repeat(producer: Producer) -> None:
+    together = Deliveries("orders", [b"1", b"2", b"1", None], None)
+    refused = Message(topic="orders", partition=0, offset=-1, value=b"1", key=None, timestamp=(1, 5))
+    none = Message(topic="orders", partition=0, offset=-1, value=None, key=None, timestamp=(1, 5))
+    error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+
+    for message in (refused, none, refused):
+        together.end(error, message)
+    assert not together.is_done
     together.end(None, None)
 
-    assert not together.is_done
-    for delivery in (together, *together.apart()):
-        problem = producer.outcome(delivery)
-        assert problem is not None
-        assert problem.passing
+    assert together.is_done
+    assert [producer.outcome(delivery) is None for delivery in together.apart()] == [False, True, False, False]
 
 
 def test_what_was_submitted_is_told_of_without_a_flush(apache: Kafka, topic: MakeTopic) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import make_app, make_record
+from test_consumer import Clock, Loop, stopped_clock
 
-from flowkit import DeliveryError, Flowkit, Message
+import flowkit.quick
+from flowkit import BrokerUnavailable, DeliveryError, Flowkit, Message
 from flowkit.dispatch import Until
 from flowkit.message import Record
+from flowkit.parsers import Json
 from flowkit.quick import MOST_UNWATCHED, NotTaken
 from flowkit.responses import Response
+from flowkit.underway import Together, UnderWay
 
 
 class Boom(Exception):
@@ -34,7 +39,8 @@ class Sent:
             raise DeliveryError("refused")
         self.found += [(record.offset, response.topic, response.value) for response in responses]
 
-    def together(self, records: Sequence[Record], topic: str, values: Sequence[bytes | None]) -> None:
+    def together(self, records: Sequence[Record], topic: str, values: Sequence[bytes | None], parser: Any) -> None:
+        assert parser is Json
         self.at_once.append(len(records))
         for at, (record, value) in enumerate(zip(records, values, strict=True)):
             if record.offset == self.refused:
@@ -157,3 +163,155 @@ def test_answers_of_short_calls_go_together_in_order() -> None:
     assert [offset for offset, _, _ in send.found] == [at for at in range(200) if at % 50 != 49]
     assert max(send.at_once) > 8
     assert max(send.at_once) <= MOST_UNWATCHED
+
+
+def test_answers_are_sent_before_they_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where calls become slow only while answers of short ones wait."""
+    clock = stopped_clock(monkeypatch)
+    sent_at: list[tuple[int, float]] = []
+    answered_at: list[float] = []
+
+    class Timed(Sent):
+        def together(
+            self, records: Sequence[Record], topic: str, values: Sequence[bytes | None], parser: Any
+        ) -> None:
+            super().together(records, topic, values, parser)
+            sent_at.extend((record.offset, clock.now) for record in records)
+
+    app, until, _ = make_app(), Until(), None
+    until.at = float("inf")
+
+    def answer(number: int) -> Any:
+        clock.now += 0.000_01 if number < 40 else 0.5
+        answered_at.append(clock.now)
+        return {"n": number}
+
+    app.add_topic("orders", answer)
+    app.add_response(answer, "out")
+    records = [make_record(b"%d" % at, offset=at) for at in range(60)]
+    assert app.handling("orders").run(records, Timed(), attempt=1, received=1.0, until=until) == (60, None)
+    waits = [at - answered_at[offset] for offset, at in sent_at]
+    assert len(waits) == 60
+    assert max(waits) <= 0.5 + flowkit.quick.UNWATCHED
+    assert max(waits[42:]) == 0.0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit])
+def test_what_ends_python_is_not_hidden_by_what_cannot_be_sent(error: type[BaseException]) -> None:
+    app, until = make_app(), Until()
+    until.at = float("inf")
+
+    def answer(number: int) -> Any:
+        if number == 20:
+            raise error
+        return {"n": number}
+
+    app.add_topic("orders", answer)
+    app.add_response(answer, "out")
+    records = [make_record(b"%d" % at, offset=at) for at in range(30)]
+    with pytest.raises(error):
+        app.handling("orders").run(records, Sent(19), attempt=1, received=1.0, until=until)
+
+
+# In the loop.
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return stopped_clock(monkeypatch)
+
+
+def answering(clock: Clock) -> tuple[Loop, list[int]]:
+    app = make_app()
+    handled: list[int] = []
+
+    @app.topic("a", group="g")
+    @app.responds_to("out", required=False)
+    def answer(number: int) -> Any:
+        handled.append(number)
+        return {"n": number} if number else None
+
+    return Loop(app, clock), handled
+
+
+def sent_to(loop: Loop) -> list[int]:
+    return [orjson.loads(record.value or b"")["n"] for record in loop.broker.records("out")]
+
+
+def test_no_answer_is_lost_where_no_client_can_be_made_for_the_first_of_them(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, handled = answering(clock)
+    producer, made = loop.consumer.producer, []
+    make = producer._make
+
+    def refuse_once(*arguments: Any, **options: Any) -> Any:
+        made.append(1)
+        if len(made) == 1:
+            raise BrokerUnavailable("none answers")
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(producer, "_make", refuse_once)
+    for number in (0, *range(1, 8)):
+        loop.put("a", number)
+
+    loop.turn(10, after=1)
+
+    assert len(made) == 2
+    assert sent_to(loop) == [1, 2, 3, 4, 5, 6, 7]
+    assert loop.committed("a") == 8
+    assert handled[0] == 0
+
+
+def test_no_answer_is_sent_twice_because_sending_failed_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, _ = answering(clock)
+    producer, starts = loop.consumer.producer, []
+    start = producer.start
+
+    def refuse_third(item: Any, client: Any = None) -> Any:
+        starts.append(item)
+        if len(starts) == 3:
+            raise DeliveryError("not now", passing=True)
+        return start(item, client)
+
+    monkeypatch.setattr(producer, "start", refuse_third)
+    for number in (1, 2, 3, 4, 0, 5, 6, 7):
+        loop.put("a", number)
+
+    loop.turn(10, after=1)
+
+    assert sent_to(loop) == [1, 2, 3, 4, 5, 6, 7]
+    assert loop.committed("a") == 8
+
+
+class Late:
+    """A client whose delivery ends later."""
+
+    refusal = None
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.is_done = False
+
+    def __len__(self) -> int:
+        return self.count
+
+    def outcome(self, delivery: Any) -> DeliveryError | None:
+        return None if delivery.is_done else DeliveryError("not in time", passing=True)
+
+    def confirmed(self, deliveries: Any) -> int:
+        return sum(delivery.is_done for delivery in deliveries)
+
+
+def test_what_is_under_way_together_may_still_come_to_a_good_end() -> None:
+    under_way, late = UnderWay(None), Late(2)  # type: ignore[arg-type]
+    under_way.keep(Together([make_record(offset=5), make_record(offset=6)], "out", late))
+
+    confirmed, refused = under_way.look(late)  # type: ignore[arg-type]
+    assert (confirmed, len(under_way), under_way.offset) == ({}, 2, 5)
+    assert refused is not None
+    assert (refused[0][0].offset, str(refused[1])) == (5, "not in time")
+
+    late.is_done = True
+    assert under_way.let_go(late) == {"out": 2}  # type: ignore[arg-type]
+    assert not under_way

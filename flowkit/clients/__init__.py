@@ -85,8 +85,9 @@ class ConsumerClient(Protocol):
 
 
 class ProducerClient(Protocol):
-    """One may also have ``send_together(topic, values)``: many messages without a key, a partition and headers, and one handle
-    for all of them, which has ``apart()``: one for each. It raises ``DeliveryError`` where it has sent none.
+    """One may also have ``send_together(topic, values)``: many messages without a key, a partition and headers. It gives one
+    handle for all of them, or for those before the first that could not be sent, whose ``refusal`` says why: ``len()`` is how
+    many they are, ``is_done`` says whether all have ended, and ``apart()`` gives a handle for each of them then.
     """
 
     def send(

@@ -128,10 +128,11 @@ class Deliveries:
     """What becomes of messages that were sent together. A ``Delivery`` for each would take as long as sending it.
 
     Their values are not kept either: of the memory that thousands under way have, none is in the processor's caches when the
-    next ones are made, which is a tenth of all their time. A hash tells which message it was that Kafka has refused.
+    next ones are made, which is a tenth of all their time. A hash tells which message it was that Kafka has refused, or one
+    with the same value.
     """
 
-    __slots__ = ("_alone", "_apart", "_confirmed", "_hashes", "_topic")
+    __slots__ = ("_alone", "_apart", "_confirmed", "_hashes", "_topic", "refusal")
 
     def __init__(self, topic: str, values: Sequence[bytes | None], apart: deque[Delivery] | None) -> None:
         self._topic = topic
@@ -140,6 +141,11 @@ class Deliveries:
         self._confirmed: list[None] = []
         self._alone: dict[int, Delivery] = {}
         """By position those that went another way."""
+        self.refusal: DeliveryError | None = None
+        """Why the message behind these could not be sent, nor those behind that one."""
+
+    def __len__(self) -> int:
+        return len(self._hashes)
 
     def end(self, error: Any, message: Any) -> None:
         """As ``Delivery.end`` is called."""
@@ -147,13 +153,26 @@ class Deliveries:
             self._confirmed.append(None)  # from any thread
             return
         value = message.value()
-        places_ = (at for at, one in enumerate(self._hashes) if one == hash(value) and at not in self._alone)
-        self.alone(next(places_), value).end(error, message)
+        delivery = self._delivery(value)
+        wanted = hash(value)
+        for at, one in enumerate(self._hashes):
+            if one == wanted and self._alone.setdefault(at, delivery) is delivery:
+                delivery.end(error, message)
+                return
+
+    def _delivery(self, value: bytes | None) -> Delivery:
+        return Delivery(self._topic, value, None, -1, (), self._apart)
 
     def alone(self, at: int, value: bytes | None) -> Delivery:
         """The message at this position gets a delivery of its own."""
-        found = self._alone[at] = Delivery(self._topic, value, None, -1, (), self._apart)
+        found = self._alone[at] = self._delivery(value)
         return found
+
+    def end_before(self, at: int, refusal: DeliveryError) -> None:
+        """There are no more than these."""
+        self.refusal = refusal
+        self._alone.pop(at, None)
+        del self._hashes[at:]
 
     @property
     def is_done(self) -> bool:
@@ -171,14 +190,13 @@ class Deliveries:
         return next((error for error in errors if error is not None), None)
 
     def apart(self) -> list[Delivery]:
-        """One for each message; which of them are under way is not known, if some are."""
-        is_done = len(self._confirmed) + len(self._alone) == len(self._hashes)
+        """One for each message, when all have ended."""
         found = []
-        for at in range(len(self._hashes)):
+        for at in range(len(self)):
             delivery = self._alone.get(at)
             if delivery is None:
-                delivery = Delivery(self._topic, None, None, -1, (), None)
-                delivery.is_done = is_done
+                delivery = self._delivery(None)
+                delivery.is_done = True
             found.append(delivery)
         return found
 
@@ -228,11 +246,11 @@ class Producer:
                     produce(topic, value, None, -1, end)
                     at += 1
             except (BufferError, KafkaException, TypeError, ValueError):
-                one = found.alone(at, values[at])
                 try:
-                    self._start(one)  # which waits, or says what is wrong
+                    self._start(found.alone(at, values[at]))  # which waits, or says what is wrong
                 except DeliveryError as error:
-                    one.error, one.is_done = error, True
+                    found.end_before(at, error)
+                    break
                 at += 1
         return found
 
