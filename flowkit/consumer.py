@@ -118,6 +118,8 @@ class Consumer:
         self.clean = True
         """Whether, at the end, the offset of every finished message is committed."""
         self.tracks: dict[Partition, Track] = {}
+        self._troubled: set[Partition] = set()
+        """Those that wait or have failed, and maybe others: a look at all of thousands would be most of a turn."""
         self.until = Until()
         self.turned_at = time.monotonic()
         """When the turn began that is under way, on the clock of ``time.monotonic()``."""
@@ -286,7 +288,8 @@ class Consumer:
             self.queueing.made_anew(partition, track)
 
     def _poll_timeout(self) -> float:
-        due = [track.resume_at for track in self.tracks.values() if track.resume_at is not None]
+        tracks = (self.tracks[partition] for partition in self._troubled if partition in self.tracks)
+        due = [track.resume_at for track in tracks if track.resume_at is not None]
         longest = min(POLL_TIMEOUT, self.queueing.patience) if self.queueing is not None else POLL_TIMEOUT
         if self.inline.waits:
             longest = min(longest, WAITING_POLL)
@@ -329,9 +332,18 @@ class Consumer:
 
     def put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
         track.done = offset
-        self.client.pause(partition)
+        self.wait(partition, track, time.monotonic() + delay)
         self.client.seek(partition, offset)
-        track.resume_at = time.monotonic() + delay
+
+    def wait(self, partition: Partition, track: Track, until: float) -> None:
+        """Nothing is read of this partition until then, on the clock of ``time.monotonic()``."""
+        self.client.pause(partition)
+        track.resume_at = until
+        self._troubled.add(partition)
+
+    def look_at(self, partition: Partition) -> None:
+        """It has come with what is known of it, maybe that it has failed or waits."""
+        self._troubled.add(partition)
 
     def hold(self, partition: Partition) -> None:
         """This partition waits until ``let_go``; what the client has of it is polled again."""
@@ -347,8 +359,14 @@ class Consumer:
 
     def _resume_due(self) -> None:
         """Lets partitions go on whose wait is over; says of those that went on that they did."""
+        if not self._troubled:
+            return
         now = time.monotonic()
-        for partition, track in self.tracks.items():
+        for partition in list(self._troubled):
+            track = self.tracks.get(partition)
+            if track is None:
+                self._troubled.discard(partition)
+                continue
             if track.failed_at is not None and track.done is not None and track.done > track.failed_at:
                 where = f"{places([partition])}@{track.failed_at}"
                 self.monitor.notice("recovered", message=where, failures=track.waits, group=self.group)
@@ -357,6 +375,8 @@ class Consumer:
                 track.resume_at = None
                 if not track.held:
                     self.client.resume(partition)
+            if track.failed_at is None and track.resume_at is None:
+                self._troubled.discard(partition)
 
     # Offsets.
 
@@ -489,6 +509,7 @@ class Consumer:
         self.monitor.notice("rebalanced", group=self.group, assigned=places(new))
         for partition in new:
             self.tracks[partition] = self._taken_up(partition) or Track()
+            self.look_at(partition)
             self.tracks[partition].topic_id = self.client.topic_id(partition.topic)
             if self.handlings[partition.topic].due_after is not None:
                 self._leave_none_out(partition)

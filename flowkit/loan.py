@@ -114,6 +114,7 @@ class Loan:
             kept.append(partition)
         for partition in kept:
             loop.tracks[partition] = loop.left.pop(partition)
+            loop.look_at(partition)
             loop.new.remove(partition)
             loop.forget_lost(partition)
         if kept:

@@ -118,8 +118,7 @@ class Lookout:
             return
         track.count(offset)
         delay = loop.reconnect.delay(track.waits)
-        loop.client.pause(partition)
-        track.resume_at = time.monotonic() + delay
+        loop.wait(partition, track, time.monotonic() + delay)
         where, group = f"{places([partition])}@{offset}", loop.group
         behind = "OFFSET"
         if found.following is not None:

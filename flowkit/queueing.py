@@ -400,8 +400,7 @@ class Queueing:
                 self._unmarked.clear()
                 return
         for partition in partitions:  # those that came meanwhile wait with the others
-            loop.client.pause(partition)
-            loop.tracks[partition].resume_at = min(waits)
+            loop.wait(partition, loop.tracks[partition], min(waits))
 
     def _tell_redis_is_down(self, error: RedisUnavailable | ShardsOccupied) -> float:
         """Gives the seconds until the next try."""
