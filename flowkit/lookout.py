@@ -87,11 +87,11 @@ class Lookout:
             topics = {partition.topic for partition in loop.batch}
         else:
             self._ask_at = now + ASK_EVERY
-        before = self._topic_ids
-        self._topic_ids = ids = before | {topic: client.topic_id(topic) for topic in topics}
+        before, asked = self._topic_ids, {topic: client.topic_id(topic) for topic in topics}
         anew: set[Partition] = set()
-        if ids == before:
+        if asked.items() <= before.items():
             return anew
+        self._topic_ids = ids = before | asked
         for topic in loop.handlings:
             if ids.get(topic) is None and before.get(topic) is not None:
                 self._tell_topic(topic, f"there is no topic {topic!r} on the brokers any more; {self._waits_for_it}")

@@ -226,7 +226,7 @@ class Consumer:
         if any(map(ERROR, messages)):
             messages, errors = self._parted(messages)
         found = self._by_partition(messages)
-        if found.keys() - self._at.keys():  # they left while the rest was given
+        if not all(map(self._at.__contains__, found)):  # they left while the rest was given
             found = {partition: records for partition, records in found.items() if partition in self._at}
         for partition, records in found.items():
             self._at[partition] = records[-1].offset + 1
