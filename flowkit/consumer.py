@@ -43,6 +43,9 @@ MOST_HANDLED, MOST_QUEUED = 500, 5_000
 """Messages of one poll where some are handled here, and where all go to queues: the more in a job, the less each costs. In
 transactions too."""
 
+FOR_EACH = 5
+"""Messages of one poll for each partition, at least: kafka-python looks at all of them in each."""
+
 ROUNDS = 20
 """Messages of one poll for each that may be handled at once: at the end of a batch the others wait for the last one."""
 
@@ -151,8 +154,13 @@ class Consumer:
         usual = MOST_QUEUED if many else MOST_HANDLED
         for handling in handlings.values():
             usual = max(usual, handling.max_batch, ROUNDS * handling.concurrency)
-        most = settings.kafka.max_poll_records or usual
-        self.most = min(most, MOST_OF_ALL)
+        self._usual = usual
+
+    @property
+    def most(self) -> int:
+        """Messages that a poll may give."""
+        given = self.settings.kafka.max_poll_records
+        return min(given or max(self._usual, FOR_EACH * len(self.tracks)), MOST_OF_ALL)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
         if all(handling.inline for handling in self.handlings.values()):
