@@ -2286,3 +2286,54 @@ def test_an_end_whose_last_commit_is_refused_is_not_clean(
     loop.consumer._commit_at = 0.0
     loop.consumer._end()
     assert loop.consumer.clean is confirmed_later
+
+
+@pytest.mark.parametrize(("given", "partitions", "most"), [(None, 4, 500), (None, 200, 1_000), (7, 200, 7)])
+def test_a_poll_is_for_five_messages_of_each_partition_at_least(
+    clock: Clock, given: int | None, partitions: int, most: int
+) -> None:
+    app = make_app(kafka={} if given is None else {"max_poll_records": given})
+    app.topic("a", group="g")(lambda value: None)
+    loop = Loop(app, clock)
+    loop.broker.create("a", partitions)
+    for partition in range(partitions):
+        loop.put("a", *range(10), partition=partition)
+    loop.turn()
+    polled: list[int] = []
+    poll = loop.client.poll
+
+    def counting(timeout: float, limit: int) -> Any:
+        polled.append(limit)
+        return poll(timeout, limit)
+
+    loop.client.poll = counting
+
+    loop.turn()
+
+    assert polled == [most]
+
+
+def test_of_many_partitions_those_that_wait_are_looked_at_until_they_go_on(clock: Clock) -> None:
+    app = make_app(retry=Retry(first=2, factor=1))
+    bad = {"3", "5"}
+
+    @app.topic("a", group="g")
+    def handle(value: int) -> None:
+        if str(value) in bad:
+            raise ValueError(value)
+
+    loop = Loop(app, clock)
+    loop.broker.create("a", 8)
+    for partition in range(8):
+        loop.put("a", partition, partition=partition)
+    loop.turn(3)
+    assert loop.consumer._troubled == {Partition("a", 3), Partition("a", 5)}
+    bad.clear()
+    loop.turn(2, after=2)
+    loop.consumer.commit()
+    assert loop.consumer._troubled == set()
+    assert [loop.committed("a", partition) for partition in range(8)] == [1] * 8
+    assert sorted(details["message"] for name, details in loop.events.notices if name == "recovered") == [
+        "a[3]@0",
+        "a[5]@0",
+    ]
