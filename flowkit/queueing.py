@@ -60,7 +60,7 @@ class Queueing:
         self._again: set[Partition] = set()
         self._unmarked: set[Partition] = set()
         self._full: dict[str, set[Partition]] = {}
-        self._look_at = self._note_at = self._took_at = 0.0
+        self._look_at = self._note_at = self._took_at = self._away_until = 0.0
         self._small: list[str] = []
         self._sought: set[Partition] = set()
         self._failures = 0
@@ -160,6 +160,10 @@ class Queueing:
                         continue
                     if track.done is not None and records[0].offset < track.done:
                         self._start_anew(track, partition, records[0].offset)
+                    if (left := self._away_until - time.monotonic()) > 0:  # it waits for Redis with the others
+                        loop.put_back(partition, track, records[0].offset, left)
+                        refused.add(partition)
+                        continue
                 passed: dict[str, list[Entry]] = {}
                 with loop.loan:
                     count, error = self._admit(track, records, passed)
@@ -174,6 +178,8 @@ class Queueing:
                     moved[partition] = records[count].offset
                 elif count < len(records):
                     loop.client.seek(partition, records[count].offset)
+            if not admitted:
+                return
             for partition in admitted.keys() & loop.left.keys():
                 for found in (admitted, moved, failed, counts):
                     found.pop(partition, None)
@@ -421,6 +427,8 @@ class Queueing:
 
     def _redis_is_down(self, error: RedisUnavailable | ShardsOccupied, firsts: Mapping[Partition, int]) -> None:
         delay = self._tell_redis_is_down(error)
+        if isinstance(error, RedisUnavailable):  # who comes meanwhile and asks would take it for another failure
+            self._away_until = time.monotonic() + delay
         for partition, offset in firsts.items():
             track = self.loop.track(partition)
             with self._as_queued(partition, track):
