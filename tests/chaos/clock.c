@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <threads.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -57,15 +58,30 @@ time_t time(time_t *now)
     return found.tv_sec;
 }
 
+static struct timespec right(const struct timespec *until)
+{
+    struct timespec found = *until;
+    if (offset)
+        found.tv_sec -= *offset;
+    return found;
+}
+
 int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex, const struct timespec *until)
 {
     static int (*wait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-    struct timespec right = *until;
+    struct timespec found = until->tv_sec > 1000000000 ? right(until) : *until; /* else since the start of the machine */
     if (!wait)
         wait = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2"); /* the first one of x86-64 knows other conditions */
     if (!wait)
         wait = dlsym(RTLD_NEXT, "pthread_cond_timedwait");
-    if (offset && until->tv_sec > 1000000000) /* the time of day, and not since the start of the machine */
-        right.tv_sec -= *offset;
-    return wait(condition, mutex, &right);
+    return wait(condition, mutex, &found);
+}
+
+int cnd_timedwait(cnd_t *restrict condition, mtx_t *restrict mutex, const struct timespec *restrict until)
+{
+    static int (*wait)(cnd_t *, mtx_t *, const struct timespec *);
+    struct timespec found = right(until);
+    if (!wait)
+        wait = dlsym(RTLD_NEXT, "cnd_timedwait");
+    return wait(condition, mutex, &found);
 }
