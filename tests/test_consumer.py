@@ -2337,3 +2337,27 @@ def test_of_many_partitions_those_that_wait_are_looked_at_until_they_go_on(clock
         "a[3]@0",
         "a[5]@0",
     ]
+
+
+def test_partitions_that_come_one_by_one_while_redis_is_away_wait_with_the_first(clock: Clock) -> None:
+    """librdkafka gives them one by one: each would count as another failure, and the wait be minutes soon."""
+    app = make_app(inline=False)
+    app.topic("a", group="g")(lambda value: None)
+    redis = Redis()
+    loop = Loop(app, clock, redis)
+    loop.consumer.reconnect = Retry(first=1, factor=2, jitter=0)
+    loop.broker.create("a", 6)
+    loop.turn()  # its partitions are known, and Redis was asked about them
+    poll = loop.client.poll
+    loop.client.poll = lambda timeout, most: poll(timeout, 1)
+    for partition in range(6):
+        loop.put("a", 1, partition=partition)
+    redis.down = 1
+
+    loop.turn(6)
+    assert {track.resume_at for track in loop.consumer.tracks.values()} == {clock.now + 1}
+    assert [event for event, *_ in loop.events.errors] == ["queue"]
+    loop.turn(7, after=1)
+
+    assert sorted(redis.jobs) == [("a", partition, 0) for partition in range(6)]
+    assert [event for event, *_ in loop.events.errors] == ["queue"]
