@@ -43,8 +43,10 @@ MOST_HANDLED, MOST_QUEUED = 500, 5_000
 """Messages of one poll where some are handled here, and where all go to queues: the more in a job, the less each costs. In
 transactions too."""
 
-FOR_EACH = 5
-"""Messages of one poll for each partition, at least: kafka-python looks at all of them in each."""
+FOR_EACH, SHORT = 5, 0.1
+"""Messages of one poll for each partition, since kafka-python looks at all of them in each; where the batch before was over in
+so many seconds. A batch that is not over in time would be read again, and the partitions at its end never have their turn.
+"""
 
 ROUNDS = 20
 """Messages of one poll for each that may be handled at once: at the end of a batch the others wait for the last one."""
@@ -155,12 +157,15 @@ class Consumer:
         for handling in handlings.values():
             usual = max(usual, handling.max_batch, ROUNDS * handling.concurrency)
         self._usual = usual
+        self._was_short = False
 
     @property
     def most(self) -> int:
         """Messages that a poll may give."""
         given = self.settings.kafka.max_poll_records
-        return min(given or max(self._usual, FOR_EACH * len(self.tracks)), MOST_OF_ALL)
+        if given is None and self._was_short and not self.settings.kafka.offset_commit_threshold:
+            return max(self._usual, min(FOR_EACH * len(self.tracks), MOST_QUEUED))
+        return min(given or self._usual, MOST_OF_ALL)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
         if all(handling.inline for handling in self.handlings.values()):
@@ -215,7 +220,8 @@ class Consumer:
         except Unreadable as error:
             unreadable = error
         self.received = time.time()
-        self.poll_by = self.clock_starts() + self.longest_batch
+        polled_at = self.clock_starts()
+        self.poll_by = polled_at + self.longest_batch
         self.joined = client.joined()
         self.lookout.for_brokers(client)
         self.batch = batch
@@ -250,6 +256,7 @@ class Consumer:
         elif self._confirmed:
             self._note_confirmed()
         self._resume_due()
+        self._was_short = time.monotonic() - polled_at < SHORT
 
     def about_to_poll(self) -> None:
         """Called before each poll, whoever does it: for how long none was is why a membership is lost."""
@@ -346,7 +353,7 @@ class Consumer:
     def wait(self, partition: Partition, track: Track, until: float) -> None:
         """Nothing is read of this partition until then, on the clock of ``time.monotonic()``."""
         self.client.pause(partition)
-        track.resume_at = until
+        self.tracks.get(partition, track).resume_at = until  # in the place of which there may be another since
         self._troubled.add(partition)
 
     def look_at(self, partition: Partition) -> None:

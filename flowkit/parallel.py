@@ -156,14 +156,16 @@ class Parallel(Handling):
         left = iter(lanes)
 
         async def go() -> None:
-            for (
-                lane
-            ) in left:  # each takes the next that nobody has yet: a task for each lane would cost as much again
-                await self._go_through(lane, received, until)
+            task = asyncio.current_task()
+            for lane in left:  # each takes the next that nobody has yet
+                # in a task of its own: what cancels it must not reach those behind it
+                await asyncio.create_task(self._go_through(lane, received, until))
+                if task is not None and task.cancelling():
+                    return
 
         # all of them: none may go on while the next ones begin
-        tasks = [go() for _ in range(min(self.concurrency, len(lanes)))]
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        slots = [go() for _ in range(min(self.concurrency, len(lanes)))]
+        for outcome in await asyncio.gather(*slots, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
 

@@ -394,6 +394,8 @@ class Queueing:
         loop = self.loop
         partitions = sorted(self._unmarked)
         waits = [at for at in (loop.tracks[partition].resume_at for partition in partitions) if at is not None]
+        if not waits and self._away_until > time.monotonic():
+            waits = [self._away_until]
         if not waits:
             try:
                 if self.ahead is not None:
@@ -423,7 +425,7 @@ class Queueing:
     def _redis_answers(self) -> None:
         if self._failures:
             self.monitor.notice("recovered", message=self._recovered, group=self.group)
-        self._failures = 0
+        self._failures, self._away_until = 0, 0.0
 
     def _redis_is_down(self, error: RedisUnavailable | ShardsOccupied, firsts: Mapping[Partition, int]) -> None:
         delay = self._tell_redis_is_down(error)

@@ -260,7 +260,7 @@ class Kafka(Section):
     )
     max_poll_records: int | None = option(
         whole(1),
-        help="messages taken from the client at a time; if not given 500, or 5 a partition, or 5,000 where the group queues",
+        help="messages taken from the client at a time; if not given 500 to 5,000, or 5,000 where the group queues",
     )
     security_protocol: str | None = option(text, help="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
     sasl_mechanism: str | None = option(text, help="how to log in: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, ...")

@@ -2288,17 +2288,32 @@ def test_an_end_whose_last_commit_is_refused_is_not_clean(
     assert loop.consumer.clean is confirmed_later
 
 
-@pytest.mark.parametrize(("given", "partitions", "most"), [(None, 4, 500), (None, 200, 1_000), (7, 200, 7)])
-def test_a_poll_is_for_five_messages_of_each_partition_at_least(
-    clock: Clock, given: int | None, partitions: int, most: int
+@pytest.mark.parametrize(
+    ("kafka", "partitions", "takes", "most"),
+    [
+        ({}, 4, 0.0, 500),
+        ({}, 200, 0.0, 1_000),
+        ({}, 2_000, 0.0, 5_000),
+        ({}, 200, 0.01, 500),
+        ({"max_poll_records": 7}, 200, 0.0, 7),
+        ({"max_poll_records": 100_000}, 200, 0.0, 50_000),
+        ({"offset_commit_threshold": 300}, 200, 0.0, 500),
+    ],
+)
+def test_a_poll_is_for_more_of_many_partitions_where_handlers_are_fast(
+    clock: Clock, kafka: dict[str, Any], partitions: int, takes: float, most: int
 ) -> None:
-    app = make_app(kafka={} if given is None else {"max_poll_records": given})
-    app.topic("a", group="g")(lambda value: None)
+    app = make_app(kafka=kafka)
+
+    @app.topic("a", group="g")
+    def handle(value: int) -> None:
+        clock.now += takes
+
     loop = Loop(app, clock)
     loop.broker.create("a", partitions)
-    for partition in range(partitions):
-        loop.put("a", *range(10), partition=partition)
-    loop.turn()
+    for partition in range(20):
+        loop.put("a", 1, partition=partition)
+    loop.turn(2)
     polled: list[int] = []
     poll = loop.client.poll
 
@@ -2307,10 +2322,12 @@ def test_a_poll_is_for_five_messages_of_each_partition_at_least(
         return poll(timeout, limit)
 
     loop.client.poll = counting
+    for partition in range(20):
+        loop.put("a", 1, partition=partition)
 
-    loop.turn()
+    loop.turn(2)
 
-    assert polled == [most]
+    assert polled[-1] == most
 
 
 def test_of_many_partitions_those_that_wait_are_looked_at_until_they_go_on(clock: Clock) -> None:
@@ -2361,3 +2378,41 @@ def test_partitions_that_come_one_by_one_while_redis_is_away_wait_with_the_first
 
     assert sorted(redis.jobs) == [("a", partition, 0) for partition in range(6)]
     assert [event for event, *_ in loop.events.errors] == ["queue"]
+
+
+def test_when_redis_is_back_nobody_waits_for_the_time_that_it_was_thought_to_be_away(clock: Clock) -> None:
+    app = make_app(inline=False)
+    app.topic("a", group="g")(lambda value: None)
+    redis = Redis()
+    loop = Loop(app, clock, redis)
+    loop.consumer.reconnect = Retry(first=15, factor=1, jitter=0)
+    loop.turn()
+    loop.put("a", 1)
+    redis.down = 1
+    loop.turn()
+    assert redis.jobs == []
+    loop.turn(after=16)
+    loop.put("a", 2)
+    loop.turn(2)
+    assert redis.jobs == [("a", 0, 0), ("a", 0, 1)]
+    assert loop.consumer.queueing is not None
+    assert loop.consumer.queueing._away_until == 0.0
+
+
+def test_partitions_that_come_while_redis_is_known_to_be_away_do_not_ask(clock: Clock) -> None:
+    app = make_app(inline=False)
+    app.topic("a", group="g")(lambda value: None)
+    redis = Redis()
+    loop = Loop(app, clock, redis)
+    loop.consumer.reconnect = Retry(first=4, factor=2, jitter=0)
+    loop.put("a", 1)
+    loop.turn()
+    loop.put("a", 2)
+    redis.down = 1
+    loop.turn()
+    loop.broker.topics["a"].append([])  # a partition is added
+    loop.put("a", 3, partition=1)
+    loop.turn(2)
+    assert [event for event, *_ in loop.events.errors] == ["queue"]
+    loop.turn(3, after=4)
+    assert sorted(redis.jobs) == [("a", 0, 0), ("a", 0, 1), ("a", 1, 0)]

@@ -17,13 +17,15 @@ import pytest
 from kafka import KafkaProducer
 from processes import Process
 from servers import Kafka, MakeTopic, WaitFor
+from support import make_record
 from test_transactions import Loop, Running, committed
 
 import flowkit.consumer
 from flowkit import Flowkit, Message, Retry
+from flowkit.dispatch import Until
 from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError
 from flowkit.message import Partition
-from flowkit.parallel import Threads
+from flowkit.parallel import Parallel, Threads, Work
 from flowkit.testing import Client
 
 
@@ -706,3 +708,24 @@ def test_a_sigkill_loses_nothing_and_repeats_what_was_in_hand(
         first = list(dict.fromkeys(number for _, _, number in of_key))
         assert first == sorted(first)
     assert committed(kafka.hosts, source, source) is not None
+
+
+def test_what_cancels_a_task_late_does_not_reach_other_messages() -> None:
+    """A timer of a handler that has ended, as those have that forget their timers."""
+    app = make_app()
+    tasks: list[Any] = []
+
+    async def act(number: int) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.sleep(0.001)
+        tasks.append(asyncio.current_task())
+
+    app.add_topic("a", act, concurrency=2, order="none")
+    handling = app.handling("a")
+    assert isinstance(handling, Parallel)
+    until, ahead = Until(), {}  # type: ignore[var-annotated]
+    until.at = float("inf")
+    records = [make_record(b"%d" % number, topic="a", partition=0, offset=number) for number in range(20)]
+    handling.work([Work(records, 1, ahead)], 1.0, until)
+    assert ahead == dict.fromkeys(range(20), [])
