@@ -728,4 +728,4 @@ def test_what_cancels_a_task_late_does_not_reach_other_messages() -> None:
     until.at = float("inf")
     records = [make_record(b"%d" % number, topic="a", partition=0, offset=number) for number in range(20)]
     handling.work([Work(records, 1, ahead)], 1.0, until)
-    assert ahead == dict.fromkeys(range(20), [])
+    assert ahead == {number: [] for number in range(20)}
