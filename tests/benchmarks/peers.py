@@ -1,8 +1,8 @@
 """flowkit beside bare loops of its clients and beside other frameworks: the same messages, each side in a process of its own.
 
     make bench-peers                                  # or:
-    python tests/benchmarks/peers.py [consume] [respond] [latency] [--peers PYTHON] [--rounds 5] [--quick] \\
-        [--kafka HOST:PORT] [--figures DIRECTORY]
+    python tests/benchmarks/peers.py [consume] [respond] [latency] [--peers PYTHON] [--rounds 5] \\
+        [--count 600000] [--seconds 20] [--kafka HOST:PORT] [--figures DIRECTORY]
 
 consume   JSON to a handler that does next to nothing.
 respond   the same, and each message is answered with what it was.
@@ -27,8 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -99,8 +99,15 @@ class Bench:
     sides: Mapping[str, Side]
     rounds: int
     count: int
+    seconds: float
     figures: Path | None
-    lines: list[str] = field(default_factory=list)
+    about: str
+
+    def write(self, case: str, lines: Sequence[str]) -> None:
+        """The table of a case, where figures are wanted."""
+        if self.figures is not None:
+            ends = f"Medians of {self.rounds} rounds. {self.about}."
+            (self.figures / f"bench-{case}.md").write_text("\n".join([*lines, "", ends]) + "\n")
 
     def run(self, side: Side, case: str, topic: str, count: int, run: str, load: Any = None) -> dict[str, float]:
         """Starts a side, and gives what it says when it has handled ``count`` messages."""
@@ -156,17 +163,16 @@ def rates(bench: Bench, case: str) -> None:
     for over, under, aim in AIMS[case]:
         if under in found:
             show_ratio(found, over, under, aim)
-    bench.lines += [f"| {case} | messages a second | from | to |", "|---|---:|---:|---:|"]
+    lines = [f"| {case} | messages a second | from | to |", "|---|---:|---:|---:|"]
     for name, each in found.items():
-        bench.lines.append(f"| {name} | {statistics.median(each):,.0f} | {min(each):,.0f} | {max(each):,.0f} |")
-    bench.lines.append("")
+        lines.append(f"| {name} | {statistics.median(each):,.0f} | {min(each):,.0f} | {max(each):,.0f} |")
+    bench.write(case, lines)
     if bench.figures is not None:
         plot(bench.figures / f"bench-{case}", f"{case}, messages a second", found)
 
 
 def latency(bench: Bench, case: str) -> None:
-    seconds = 25.0 if bench.count > 100_000 else 12.0
-    count = int(seconds * RATE)
+    count = int((WARM_UP + bench.seconds) * RATE)
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(bench.rounds):
         for name, side in bench.sides.items():
@@ -179,8 +185,8 @@ def latency(bench: Bench, case: str) -> None:
             found.setdefault(name, []).append(one)
             told = ", ".join(f"{what} {value:.2f}" for what, value in one.items())
             print(f"    round {number + 1}: {name}: {told}", file=sys.stderr)
-    print(f"latency at {RATE:,} msg/s for {seconds - WARM_UP:g} s: {about()}, medians of {bench.rounds} rounds")
-    bench.lines += [
+    print(f"latency at {RATE:,} msg/s for {bench.seconds:g} s: {about()}, medians of {bench.rounds} rounds")
+    lines = [
         "| latency at 1,000 msg/s | p50 ms | p99 ms | p99.9 ms | processor |",
         "|---|---:|---:|---:|---:|",
     ]
@@ -189,8 +195,8 @@ def latency(bench: Bench, case: str) -> None:
         middle = medians[name] = {what: statistics.median(one[what] for one in each) for what in each[0]}
         p50, p99, p999, cpu = (middle[what] for what in ("p50", "p99", "p999", "cpu"))
         print(f"  {name:>32}: p50 {p50:6.2f} ms, p99 {p99:6.2f} ms, p99.9 {p999:7.2f} ms, processor {cpu:5.1%}")
-        bench.lines.append(f"| {name} | {p50:.2f} | {p99:.2f} | {p999:.2f} | {cpu:.0%} |")
-    bench.lines.append("")
+        lines.append(f"| {name} | {p50:.2f} | {p99:.2f} | {p999:.2f} | {cpu:.0%} |")
+    bench.write(case, lines)
     for ours, bare in ((KAFKA_PYTHON, BARE_KAFKA_PYTHON), (CONFLUENT, BARE_CONFLUENT)):
         for what in ("p50", "p99"):
             more = medians[ours][what] - medians[bare][what]
@@ -269,7 +275,9 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all if none is named")
     parser.add_argument("--peers", metavar="PYTHON", help="one that has the other frameworks")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the messages: a trial, not a measurement")
+    parser.add_argument("--count", type=int, default=600_000, help="messages; slow sides are given a tenth")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of latencies that count")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="sides that have this in their names")
     parser.add_argument("--kafka", help="a running broker, instead of one started for this run")
     parser.add_argument("--figures", type=Path, metavar="DIRECTORY", help="write tables and plots here")
     options = parser.parse_args()
@@ -278,18 +286,21 @@ def main() -> None:
     if peers is not None:
         script = (peers, "-W", "ignore", "inline_peers.py")
         sides.update({name: Side((*script, what), {}, slow) for name, (what, slow) in PEERS.items()})
+    sides = {name: side for name, side in sides.items() if any(part in name for part in options.only)}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, broker(options.kafka) as hosts:
-        count = 60_000 if options.quick else 600_000
-        bench = Bench(hosts, Path(directory), sides, options.rounds, count, options.figures)
+        bench = Bench(
+            hosts,
+            Path(directory),
+            sides,
+            options.rounds,
+            options.count,
+            options.seconds,
+            options.figures,
+            versions(peers),
+        )
         for name in options.sections or SECTIONS:
             SECTIONS[name](bench, name)
-    print(versions(peers))
-    if options.figures is not None:
-        lines = [
-            *bench.lines,
-            f"Medians of {options.rounds} rounds, and from where to where they were. {versions(peers)}.",
-        ]
-        (options.figures / "bench.md").write_text("\n".join(lines) + "\n")
+    print(bench.about)
 
 
 if __name__ == "__main__":
