@@ -117,18 +117,14 @@ def _warn_of_name(function: Handler, roles: Sequence[Role]) -> None:
             )
 
 
-def takes_payload_only(function: Handler) -> bool:
-    return _takes(function) == [False]
-
-
-def takes_payload_and_message(function: Handler) -> bool:
-    return _takes(function) == [False, True]
-
-
-def _takes(function: Handler) -> list[bool] | None:
-    """For each parameter whether it is the message; None where that is not all that is to know."""
+def takes(function: Handler) -> list[bool]:
+    """For each parameter that is filled whether it is the message; empty where there is more to know about it."""
     roles, _ = _roles(function)
-    return None if is_async(function) or any(role.by_name for role in roles) else [role.is_message for role in roles]
+    return [] if is_async(function) or any(role.by_name for role in roles) else [role.is_message for role in roles]
+
+
+def takes_payload_only(function: Handler) -> bool:
+    return takes(function) == [False]
 
 
 def bind(function: Handler) -> tuple[Callable[[Message], Any], Any]:

@@ -4,6 +4,7 @@ runs on them.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -448,50 +449,43 @@ def test_a_topic_that_is_not_there_is_not_made(apache: Kafka, producer: Producer
         admin.close()
 
 
-def test_of_a_batch_that_is_too_large_only_the_message_that_is(
-    apache: Kafka, producer: Producer, topic: MakeTopic
-) -> None:
-    """A broker refuses a batch as a whole."""
+@pytest.fixture
+def small(apache: Kafka, topic: MakeTopic) -> Iterator[str]:
+    """A topic of one partition that takes small messages only."""
     name = f"{topic('small')}-small"
-    admin = KafkaAdminClient(bootstrap_servers=apache.hosts)
-    try:
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=apache.hosts)) as admin:
         configs = {"max.message.bytes": "300"}
         admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
-        deliveries = [producer.send(name, bytes(size), None, (), 0) for size in (10, 20, 1_000, 30)]
-        producer.flush(20)
-        outcomes = [producer.outcome(delivery) for delivery in deliveries]
-        assert [error is None for error in outcomes] == [True, True, False, True]
-        assert outcomes[2] is not None
-        assert not outcomes[2].passing
-        assert Counter(len(record.value) for record in read_topic(apache.hosts, name, 3)) == {10: 1, 20: 1, 30: 1}
-    finally:
+        yield name
         admin.delete_topics([name])
-        admin.close()
+
+
+def test_of_a_batch_that_is_too_large_only_the_message_that_is(apache: Kafka, producer: Producer, small: str) -> None:
+    """A broker refuses a batch as a whole."""
+    deliveries = [producer.send(small, bytes(size), None, (), 0) for size in (10, 20, 1_000, 30)]
+    producer.flush(20)
+    outcomes = [producer.outcome(delivery) for delivery in deliveries]
+    assert [error is None for error in outcomes] == [True, True, False, True]
+    assert outcomes[2] is not None
+    assert not outcomes[2].passing
+    assert Counter(len(record.value) for record in read_topic(apache.hosts, small, 3)) == {10: 1, 20: 1, 30: 1}
 
 
 def test_of_messages_sent_together_only_the_one_that_is_too_large_is_refused(
-    apache: Kafka, producer: Producer, topic: MakeTopic
+    apache: Kafka, producer: Producer, small: str
 ) -> None:
-    name = f"{topic('small')}-small"
-    admin = KafkaAdminClient(bootstrap_servers=apache.hosts)
-    try:
-        configs = {"max.message.bytes": "300"}
-        admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
-        together = producer.send_together(name, [b"same", bytes(1_000), b"same", None, bytes(1_001), b""])
-        assert not together.is_done
-        producer.flush(20)
-        assert producer.ended(together)
-        problem = producer.outcome(together)
-        assert problem is not None
-        assert not problem.passing
-        assert producer.confirmed([together]) == 0
-        outcomes = [producer.outcome(delivery) for delivery in together.apart()]
-        assert [error is None for error in outcomes] == [True, False, True, True, False, True]
-        values = Counter(record.value for record in read_topic(apache.hosts, name, 4))
-        assert values == {b"same": 2, b"": 1, None: 1}
-    finally:
-        admin.delete_topics([name])
-        admin.close()
+    together = producer.send_together(small, [b"same", bytes(1_000), b"same", None, bytes(1_001), b""])
+    assert not together.is_done
+    producer.flush(20)
+    assert producer.ended(together)
+    problem = producer.outcome(together)
+    assert problem is not None
+    assert not problem.passing
+    assert producer.confirmed([together]) == 0
+    outcomes = [producer.outcome(delivery) for delivery in together.apart()]
+    assert [error is None for error in outcomes] == [True, False, True, True, False, True]
+    values = Counter(record.value for record in read_topic(apache.hosts, small, 4))
+    assert values == {b"same": 2, b"": 1, None: 1}
 
 
 def test_messages_sent_together_are_confirmed_together(apache: Kafka, topic: MakeTopic, producer: Producer) -> None:
