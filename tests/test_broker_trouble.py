@@ -451,7 +451,11 @@ def test_a_broker_that_stands_still_for_longer_than_every_time_out_is_waited_for
         late = {**SHORT, "offset_commit_interval": 600}
         with troubled.run(log="late", options=late, FLOWKIT_SHUTDOWN_TIMEOUT="4") as other:
             for route in ROUTES:
-                other.wait_for(f"rebalanced group=frozen-{route} assigned")
+                joined = f"rebalanced group=frozen-{route} assigned"
+                other.wait_for(joined)
+                wait_for(
+                    lambda joined=joined: process.output.count(joined) == 2, what="both to have their partitions"
+                )
             goes_on(answers, load, wait_for, 60)
             # When the broker stands still
             freeze(node, signal.SIGSTOP)
