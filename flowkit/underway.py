@@ -67,9 +67,10 @@ class UnderWay:
         while count < len(sent):
             one = sent[count]
             problem = None if client is None else client.outcome(one[2])
-            if problem is not None:
+            if client is not None and problem is not None:
                 if not isinstance(one, Together):
-                    return self._remove(count), (one, problem)
+                    refused = self._worst(one, sent[count + 1 :], problem, client)
+                    return self._remove(count), refused
                 if not one.delivery.is_done:  # which of them are is not known
                     first = (one.records[0], Response(one.topic, None), one.delivery)
                     return self._remove(count), (first, problem)
@@ -77,6 +78,18 @@ class UnderWay:
                 continue
             count += 1
         return self._remove(count), None
+
+    def _worst(
+        self, first: Sent, later: Sequence[Sent | Together], problem: DeliveryError, client: ProducerClient
+    ) -> tuple[Sent, DeliveryError]:
+        """If another response to the same message is itself the fault, that one: else the message would be handled for ever."""
+        for one in later if problem.passing else ():
+            if isinstance(one, Together) or one[0] is not first[0]:
+                break
+            found = client.outcome(one[2])
+            if found is not None and not found.passing:
+                return one, found
+        return first, problem
 
     def clear(self) -> None:
         self._sent.clear()

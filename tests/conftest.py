@@ -7,7 +7,7 @@ FLOWKIT_REQUIRE_APACHE_KAFKA   1: fail at once if the embedded broker would have
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import os
 import signal
 import time
@@ -30,7 +30,7 @@ T = TypeVar("T")
 # kafka-python 3.0.12 reads its schemas with a function that Python 3.11 and 3.12 call deprecated.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
-    importlib.import_module("kafka")
+    from kafka import KafkaAdminClient
 
 
 def pytest_configure() -> None:
@@ -98,6 +98,22 @@ def topic(kafka: Kafka) -> MakeTopic:
     def make(name_hint: str = "t", partitions: int = 1) -> str:
         name = f"{name_hint}-{uuid.uuid4().hex[:8]}"
         kafka.create_topic(name, partitions)
+        return name
+
+    return make
+
+
+@pytest.fixture
+def small_topic(kafka: Kafka) -> MakeTopic:
+    """The same, but a message of more than some 200 bytes is too large for the topic."""
+
+    def make(name_hint: str = "small", partitions: int = 1) -> str:
+        if not kafka.apache:
+            pytest.skip("the embedded broker takes messages of any size")
+        name = f"{name_hint}-{uuid.uuid4().hex[:8]}"
+        what = {"num_partitions": partitions, "replication_factor": 1, "configs": {"max.message.bytes": "300"}}
+        with contextlib.closing(KafkaAdminClient(bootstrap_servers=kafka.hosts)) as admin:
+            admin.create_topics({name: what})
         return name
 
     return make

@@ -129,3 +129,24 @@ def test_the_broker_decides_what_is_too_large(kafka: KafkaServer, topic: MakeTop
         assert not error.passing
     else:
         assert error is None
+
+
+def test_what_ends_with_a_message_that_is_too_large_is_not_to_blame(
+    small_topic: MakeTopic, kafka: KafkaServer
+) -> None:
+    """kafka-python ends all that is under way with that error, also what stands before, and in other partitions."""
+    producer = Producer(load(kafka.hosts, linger_ms=200))
+    try:
+        name = small_topic(partitions=2)
+        sizes = [10] * 50 + [1_000] + [10] * 50
+        deliveries = [producer.send(name, bytes(size), None, (), number % 2) for number, size in enumerate(sizes)]
+        producer.flush(30)
+        outcomes = [producer.outcome(delivery) for delivery in deliveries]
+        assert producer.is_over
+    finally:
+        producer.close(5)
+
+    failed = {number for number, problem in enumerate(outcomes) if problem is not None}
+    assert {number for number in failed if not outcomes[number].passing} == {50}
+    assert all("too large" in str(outcomes[number]) for number in failed - {50})
+    assert failed - {50}, "the fault is gone from kafka-python: what notes those that are too large can go too"

@@ -4,7 +4,6 @@ runs on them.
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import threading
@@ -449,19 +448,11 @@ def test_a_topic_that_is_not_there_is_not_made(apache: Kafka, producer: Producer
         admin.close()
 
 
-@pytest.fixture
-def small(apache: Kafka, topic: MakeTopic) -> Iterator[str]:
-    """A topic of one partition that takes small messages only."""
-    name = f"{topic('small')}-small"
-    with contextlib.closing(KafkaAdminClient(bootstrap_servers=apache.hosts)) as admin:
-        configs = {"max.message.bytes": "300"}
-        admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
-        yield name
-        admin.delete_topics([name])
-
-
-def test_of_a_batch_that_is_too_large_only_the_message_that_is(apache: Kafka, producer: Producer, small: str) -> None:
+def test_of_a_batch_that_is_too_large_only_the_message_that_is(
+    apache: Kafka, producer: Producer, small_topic: MakeTopic
+) -> None:
     """A broker refuses a batch as a whole."""
+    small = small_topic()
     deliveries = [producer.send(small, bytes(size), None, (), 0) for size in (10, 20, 1_000, 30)]
     producer.flush(20)
     outcomes = [producer.outcome(delivery) for delivery in deliveries]
@@ -472,8 +463,9 @@ def test_of_a_batch_that_is_too_large_only_the_message_that_is(apache: Kafka, pr
 
 
 def test_of_messages_sent_together_only_the_one_that_is_too_large_is_refused(
-    apache: Kafka, producer: Producer, small: str
+    apache: Kafka, producer: Producer, small_topic: MakeTopic
 ) -> None:
+    small = small_topic()
     together = producer.send_together(small, [b"same", bytes(1_000), b"same", None, bytes(1_001), b""])
     assert not together.is_done
     producer.flush(20)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from commands import flowkit, read_topic
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from processes import Process
 from servers import CLIENT, ApacheKafka, Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 
@@ -133,13 +133,10 @@ def test_a_response_to_a_missing_topic_is_named_and_its_message_kept(
 
 
 def test_a_response_that_kafka_refuses_for_good_leads_to_a_dead_letter(
-    apache: Kafka, guarded: Guarded, topic: MakeTopic, wait_for: WaitFor
+    apache: Kafka, topic: MakeTopic, small_topic: MakeTopic, tmp_path: Path, wait_for: WaitFor
 ) -> None:
-    # Given a topic that takes small messages only
-    out, dead = guarded.env["GUARDED_OUT"], topic("dead")
-    with contextlib.closing(KafkaAdminClient(bootstrap_servers=apache.hosts)) as admin:
-        configs = {"max.message.bytes": "300"}
-        admin.create_topics({out: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
+    out, dead = small_topic("answers"), topic("dead")
+    guarded = Guarded(apache.hosts, tmp_path, topic("guarded", 2), out)
     guarded.put({"n": 0, "respond": True}, {"n": 1, "respond": True, "size": 1_000}, {"n": 2, "respond": True})
     # Then the message whose response is too large becomes a dead letter, and the others are answered
     with guarded.run(GUARDED_DEAD=dead) as process:
@@ -153,12 +150,9 @@ def test_a_response_that_kafka_refuses_for_good_leads_to_a_dead_letter(
 
 
 def test_among_many_answers_those_that_kafka_refuses_lead_to_dead_letters(
-    apache: Kafka, topic: MakeTopic, tmp_path: Path, wait_for: WaitFor
+    apache: Kafka, topic: MakeTopic, small_topic: MakeTopic, tmp_path: Path, wait_for: WaitFor
 ) -> None:
-    name, out, dead = topic("many", 2), f"{topic('answers')}-small", topic("dead")
-    with contextlib.closing(KafkaAdminClient(bootstrap_servers=apache.hosts)) as admin:
-        configs = {"max.message.bytes": "300"}
-        admin.create_topics({out: {"num_partitions": 2, "replication_factor": 1, "configs": configs}})
+    name, out, dead = topic("many", 2), small_topic("answers", 2), topic("dead")
     # Given 2,000 messages, of which two have an answer that is too large
     guarded = Guarded(apache.hosts, tmp_path, name, out)
     large = {700, 1_501}

@@ -74,6 +74,9 @@ def _kafka_offsets(offsets: Offsets) -> dict[Any, Any]:
     return {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
 
 
+TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+
+
 def _is_confirmed(delivery: Any) -> bool:
     return bool(delivery.is_done) and not delivery.failed()
 
@@ -226,8 +229,6 @@ class _AsItIs(Serializer):  # type: ignore[misc]
 class Producer:
     """A ``ProducerClient`` on ``KafkaProducer``."""
 
-    is_over = False
-
     def __init__(self, settings: Settings, **more: Any) -> None:
         options = {**client_options(settings, KafkaProducer, PRODUCER), **more}
         options["max_block_ms"] = in_ms(settings.connection_pool.timeout)
@@ -236,6 +237,21 @@ class Producer:
         self._producer = open_client(KafkaProducer, settings, options)
         # not as an option: agents that watch kafka-python wrap the serializers that it is given, and expect older ones
         self._producer.config["value_serializer"] = _AsItIs()
+        self._transactions = self._producer._transaction_manager
+        """Also of a producer without transactions: it counts the messages, so that none is written twice."""
+        self._too_large: list[Any] = []
+        """The deliveries of messages that are. With their error kafka-python ends all that is under way, in each partition."""
+        self._dispatch_error = self._producer._sender._dispatch_error
+        self._producer._sender._dispatch_error = self._note_too_large
+
+    def _note_too_large(self, batch: Any, error: Exception, response: Any) -> None:
+        if isinstance(error, TOO_LARGE) and response is not None and batch.record_count == 1:
+            self._too_large.extend(batch._record_futures)
+        self._dispatch_error(batch, error, response)
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self._transactions.has_fatal_error())
 
     def send(
         self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
@@ -274,9 +290,14 @@ class Producer:
         if not delivery.failed():
             return None
         error = delivery.exception
+        if isinstance(error, TOO_LARGE) and not self._is_too_large(delivery):
+            return DeliveryError(f"it was ended together with a message that is too large: {error!r}", passing=True)
         return DeliveryError(
             f"Kafka did not take the message: {error!r}", passing=bool(getattr(error, "retriable", False))
         )
+
+    def _is_too_large(self, delivery: Any) -> bool:
+        return any(one is delivery for one in self._too_large)
 
     def confirmed(self, deliveries: Iterable[Any]) -> int:
         return sum(1 for _ in takewhile(_is_confirmed, deliveries))

@@ -58,7 +58,6 @@ class TransactionalProducer(Producer):
             request_timeout_ms=min(options.get("request_timeout_ms", 15_000), in_ms(longest * LONGEST_REQUEST)),
             delivery_timeout_ms=min(options.get("delivery_timeout_ms", 30_000), in_ms(longest)),
         )
-        self._manager = self._producer._transaction_manager
         try:
             self._init(transactional_id)
         except BaseException:
@@ -67,7 +66,7 @@ class TransactionalProducer(Producer):
 
     def _init(self, transactional_id: str) -> None:
         try:
-            self._wait(self._manager.initialize_transactions(), time.monotonic() + self.longest)
+            self._wait(self._transactions.initialize_transactions(), time.monotonic() + self.longest)
         except kafka_errors.KafkaTimeoutError as error:
             raise no_transactions(self.longest) from error
         except kafka_errors.TransactionalIdAuthorizationFailedError as error:
@@ -87,12 +86,15 @@ class TransactionalProducer(Producer):
 
     def begin(self) -> None:
         try:
-            self._manager.begin_transaction()
+            self._transactions.begin_transaction()
         except kafka_errors.KafkaError as error:
             raise DeliveryError(f"Kafka takes no transaction of this client: {error!r}", passing=True) from error
 
     def flush(self, timeout: float) -> None:
         super().flush(min(timeout, self.longest))
+
+    def _is_too_large(self, delivery: Any) -> bool:  # noqa: ARG002
+        return True  # it may be this one: who has sent them sends them again in halves until it is found
 
     def outcome(self, delivery: Any) -> DeliveryError | None:
         problem = super().outcome(delivery)
@@ -107,7 +109,7 @@ class TransactionalProducer(Producer):
         deadline = time.monotonic() + self.longest
         self._send_offsets(offsets, membership, deadline)
         try:
-            result = self._manager.begin_commit()
+            result = self._transactions.begin_commit()
         except kafka_errors.KafkaError as error:
             raise DeliveryError(f"the transaction cannot be committed: {error!r}", passing=True) from error
         try:
@@ -117,7 +119,7 @@ class TransactionalProducer(Producer):
 
     def _send_offsets(self, offsets: Offsets, membership: Any, deadline: float) -> None:
         try:
-            self._wait(self._manager.send_offsets_to_transaction(_kafka_offsets(offsets), membership), deadline)
+            self._wait(self._transactions.send_offsets_to_transaction(_kafka_offsets(offsets), membership), deadline)
         except kafka_errors.CommitFailedError as error:
             raise CommitRefused(str(error) or type(error).__name__) from error
         except kafka_errors.FencedInstanceIdError as error:
