@@ -48,6 +48,9 @@ FOR_EACH, SHORT = 5, 0.1
 so many seconds. A batch that is not over in time would be read again, and the partitions at its end never have their turn.
 """
 
+LOOK_EVERY = 0.05
+"""Seconds between two looks, where messages come all the time, at what changes seldom: topics, brokers, the membership."""
+
 ROUNDS = 20
 """Messages of one poll for each that may be handled at once: at the end of a batch the others wait for the last one."""
 
@@ -158,14 +161,22 @@ class Consumer:
             usual = max(usual, handling.max_batch, ROUNDS * handling.concurrency)
         self._usual = usual
         self._was_short = False
+        self._look_at = self._tell_at = 0.0
+        self._consumed: dict[Partition, int] = {}
+        # for what is asked in each turn
+        kafka = settings.kafka
+        self.threshold = kafka.offset_commit_threshold
+        self.longest_batch = min(LONGEST_BATCH, kafka.max_poll_interval / 3)
+        """Seconds after which the loop is to poll again."""
+        self._slice = max(SHORTEST_SLICE, kafka.offset_commit_interval)
+        self._more_in_poll = kafka.max_poll_records is None and not self.threshold
 
     @property
     def most(self) -> int:
         """Messages that a poll may give."""
-        given = self.settings.kafka.max_poll_records
-        if given is None and self._was_short and not self.settings.kafka.offset_commit_threshold:
+        if self._was_short and self._more_in_poll:
             return max(self._usual, min(FOR_EACH * len(self.tracks), MOST_QUEUED))
-        return min(given or self._usual, MOST_OF_ALL)
+        return min(self.settings.kafka.max_poll_records or self._usual, MOST_OF_ALL)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
         if all(handling.inline for handling in self.handlings.values()):
@@ -222,16 +233,20 @@ class Consumer:
         self.received = time.time()
         polled_at = self.clock_starts()
         self.poll_by = polled_at + self.longest_batch
-        self.joined = client.joined()
-        self.lookout.for_brokers(client)
+        queueing = self.queueing
+        looks = polled_at >= self._look_at or not batch or self.new or queueing is not None
         self.batch = batch
         self.left.clear()
         if self.new:
             self.welcome()
         if unreadable is not None:
             self.lookout.set_aside(unreadable)
-        anew = self.lookout.for_other_topics(client)
-        queueing = self.queueing
+        anew: set[Partition] = set()
+        if looks:
+            self._look_at = polled_at + LOOK_EVERY
+            self.joined = client.joined()
+            self.lookout.for_brokers(client)
+            anew = self.lookout.for_other_topics(client)
         if queueing is not None:
             queueing.begin_turn()
         if self.inline.parallel:
@@ -249,24 +264,24 @@ class Consumer:
                 queued[partition] = records
         if queueing is not None and queued:
             queueing.take(queued)
-        due = self.commit_due()
+        now = time.monotonic()
+        self._was_short = now - polled_at < SHORT
+        due = now >= self._commit_at or self.enough_to_commit()
         self.inline.settle_if_due(commits=due)
         if due:
             self.commit()
         elif self._confirmed:
             self._note_confirmed()
-        self._resume_due()
-        self._was_short = time.monotonic() - polled_at < SHORT
+        if self._troubled:
+            self._resume_due()
+        if self._consumed and (now >= self._tell_at or not batch):
+            self._tell_at = now + LOOK_EVERY
+            self._tell_consumed()
 
     def about_to_poll(self) -> None:
         """Called before each poll, whoever does it: for how long none was is why a membership is lost."""
         now = time.monotonic()
         self._silent, self._polled_at = max(self._silent, now - self._polled_at), now
-
-    @property
-    def longest_batch(self) -> float:
-        """Seconds after which the loop is to poll again."""
-        return min(LONGEST_BATCH, self.settings.kafka.max_poll_interval / 3)
 
     @property
     def client(self) -> ConsumerClient:
@@ -303,30 +318,36 @@ class Consumer:
             self.queueing.made_anew(partition, track)
 
     def _poll_timeout(self) -> float:
-        tracks = (self.tracks[partition] for partition in self._troubled if partition in self.tracks)
-        due = [track.resume_at for track in tracks if track.resume_at is not None]
         longest = min(POLL_TIMEOUT, self.queueing.patience) if self.queueing is not None else POLL_TIMEOUT
         if self.inline.waits:
             longest = min(longest, WAITING_POLL)
+        if not self._troubled:
+            return longest
+        tracks = (self.tracks[partition] for partition in self._troubled if partition in self.tracks)
+        due = [track.resume_at for track in tracks if track.resume_at is not None]
         return min(longest, max(0.0, min(due) - time.monotonic())) if due else longest
 
     def clock_starts(self) -> float:
         """Lets handlers run until the next commit is due."""
         now = time.monotonic()
         if not self.stopping:
-            self.until.at = now + max(SHORTEST_SLICE, self.settings.kafka.offset_commit_interval)
+            self.until.at = now + self._slice
             if self.stopping:  # a signal came between the two lines above
                 self.until.at = 0.0
         return now
 
     # What both halves need.
 
-    def tell_consumed(self, partition: Partition, count: int) -> None:
+    def count_consumed(self, partition: Partition, count: int) -> None:
         if count:
-            topic, number = partition
+            self._consumed[partition] = self._consumed.get(partition, 0) + count
+
+    def _tell_consumed(self) -> None:
+        consumed, self._consumed = self._consumed, {}
+        for (topic, number), count in consumed.items():
             self.monitor.notice("consumed", topic=topic, partition=number, count=count, group=self.group)
 
-    def may_start(self, partition: Partition, track: Track, first: Record) -> bool:
+    def may_start(self, partition: Partition, track: Track, records: Sequence[Record]) -> bool:
         """False if these messages must wait: they are polled again.
 
         Either their partition was put back in this turn (or the client gave what it had fetched before its pause), or it
@@ -334,7 +355,8 @@ class Consumer:
         """
         if track.resume_at is None and not track.held and time.monotonic() <= self.poll_by:
             return True
-        self.client.seek(partition, first.offset if track.done is None else min(track.done, first.offset))
+        first = records[0].offset
+        self.client.seek(partition, first if track.done is None else min(track.done, first))
         return False
 
     def track(self, partition: Partition) -> Track:
@@ -374,8 +396,6 @@ class Consumer:
 
     def _resume_due(self) -> None:
         """Lets partitions go on whose wait is over; says of those that went on that they did."""
-        if not self._troubled:
-            return
         now = time.monotonic()
         for partition in list(self._troubled):
             track = self.tracks.get(partition)
@@ -400,8 +420,7 @@ class Consumer:
 
     def enough_to_commit(self) -> bool:
         """Whether so many messages are finished that their offsets are to be committed before any other one."""
-        threshold = self.settings.kafka.offset_commit_threshold
-        return bool(threshold and self.since_commit >= threshold)
+        return bool(self.threshold and self.since_commit >= self.threshold)
 
     def _uncommitted(self, partitions: Sequence[Partition] | None = None) -> dict[Partition, int]:
         """The offsets to commit; what is not yet settled does not count."""
@@ -600,6 +619,7 @@ class Consumer:
             except Exception as error:
                 logger.warning("group %s: closing its client failed: %r", self.group, error)
         self._note_confirmed()
+        self._tell_consumed()
         self._forget([*self.tracks, *self.new])
         self.inline.drop()
 

@@ -274,7 +274,9 @@ class Handling:
         last = attempt >= self._last_attempt if last is None else last
         found = self._reception
         if (found.attempt, found.last, found.received) != (attempt, last, received):
-            found = self._reception = found._replace(attempt=attempt, last=last, received=received)
+            found = self._reception = Reception(
+                found.decode, found.group, attempt, last, received, found.queue, found.worker
+            )
         return found
 
     def run(
@@ -296,7 +298,7 @@ class Handling:
         """
         token = current.set(self.idle)
         try:
-            if call is None and self._quick is not None:
+            if call is None and self._quick is not None and len(records) > 1:
                 done, error = self._quick.run(records, send, attempt, received, until)
             else:
                 done, error = self.run_each(call or self.call, records, send, attempt, received, until)

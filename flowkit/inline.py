@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DeliveryError
 from .message import Partition, Record
-from .underway import Sender, Sent, UnderWay
+from .underway import Sent, UnderWay
 
 if TYPE_CHECKING:
     from .consumer import Consumer, Track
@@ -33,6 +33,8 @@ class Inline:
     def __init__(self, loop: Consumer) -> None:
         self.loop = loop
         self._sent: dict[Partition, UnderWay] = {}
+        self.waits = False
+        """Whether there may be responses that Kafka has not confirmed, as far as was looked."""
         self.is_urgent = False
         """Whether what is under way is to be waited for now."""
         self.parallel = any(handling.concurrency > 1 for handling in loop.handlings.values())
@@ -47,7 +49,7 @@ class Inline:
         loop = self.loop
         handling = loop.handlings[partition.topic]
         track = loop.track(partition)
-        if not loop.may_start(partition, track, records[0]):
+        if not loop.may_start(partition, track, records):
             return
         if handling.due_after is not None:
             records = self._due(partition, track, records, handling.due_after)
@@ -57,17 +59,18 @@ class Inline:
             return
         if track.begun is None:
             track.begun = records[0].offset
-        threshold = loop.settings.kafka.offset_commit_threshold
+        threshold = loop.threshold
         at = 0
         while at < len(records):
             limit = max(1, threshold - loop.since_commit) if threshold else len(records)
             slice_ = records[at : at + limit] if at or limit < len(records) else records
-            send = self._sender(handling, partition, track)
+            send, kept = self._sender(handling, partition, track)
             with loop.loan:
-                attempt = track.attempt_of(records[at])
+                attempt = 1 if track.failed_at is None else track.attempt_of(records[at])
                 done, error = handling.run(
                     slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=track.ahead
                 )
+            self.waits = self.waits or bool(kept)
             if partition in loop.left:
                 if self._forget(partition) and done and not handling.transactional:
                     loop.done_too_late(partition, track, records[at + done - 1].offset + 1)
@@ -82,7 +85,9 @@ class Inline:
                 # what its partition has waiting goes first: with its dead letter the offset moves on
                 if handling.transactional and (partition in self.settle() or partition in loop.left):
                     break
-                if not loop.failing.failed(handling, track, records[at], error, send):
+                goes_on = loop.failing.failed(handling, track, records[at], error, send)
+                self.waits = self.waits or bool(kept)
+                if not goes_on:
                     break
                 track.ahead.pop(records[at].offset, None)  # of one that could not be sent
                 at += 1
@@ -92,7 +97,7 @@ class Inline:
                 break
             if not self._pause_for_breath(partition, records[at]):
                 break
-        loop.tell_consumed(partition, at)
+        loop.count_consumed(partition, at)
 
     def _due(self, partition: Partition, track: Track, records: Sequence[Record], wait: float) -> Sequence[Record]:
         """The messages of a retry topic that have waited. The others come again, when the first of them is due."""
@@ -149,19 +154,14 @@ class Inline:
             return False
         return True
 
-    def _sender(self, handling: Handling, partition: Partition, track: Track) -> Send:
-        """What takes the responses of one slice."""
+    def _sender(self, handling: Handling, partition: Partition, track: Track) -> tuple[Send, Sequence[Any]]:
+        """What takes the responses of one slice, and what then has them until Kafka has confirmed them."""
         if handling.transactional and self.transactions is not None:
-            return partial(self.transactions.add, partition, track)
+            return partial(self.transactions.add, partition, track), ()
         found = self._sent.get(partition)
         if found is None or found.track is not track:
-            found = self._sent[partition] = UnderWay(track)
-        return Sender(self.loop.producer, found)
-
-    @property
-    def waits(self) -> bool:
-        """Whether there are responses that Kafka has not confirmed, as far as was looked."""
-        return any(self._sent.values())
+            found = self._sent[partition] = UnderWay(track, self.loop.producer)
+        return found.sender, found.sent
 
     def settle_if_due(self, *, commits: bool) -> set[Partition]:
         """``settle``, if it cannot wait. ``commits``: offsets are about to be committed; those behind what Kafka has not
@@ -183,7 +183,8 @@ class Inline:
         """
         self.is_urgent = False
         self.loop.producer.settle()
-        failed = self._settle_sent() if self.waits else set()
+        failed = self._settle_sent() if any(self._sent.values()) else set()
+        self.waits = any(self._sent.values())
         return failed if self.transactions is None else failed | self.transactions.settle()
 
     def _settle_sent(self) -> set[Partition]:
@@ -231,13 +232,15 @@ class Inline:
         client = self.loop.producer.here
         if client is None:
             return
-        left = 0
+        self.waits, left = False, 0
         for under_way in self._sent.values():
             if under_way:
                 self._tell(under_way.let_go(client))
                 left += len(under_way)
-                if under_way and under_way.has_ended(client):
-                    self.is_urgent = True
+                if under_way:
+                    self.waits = True
+                    if under_way.has_ended(client):
+                        self.is_urgent = True
         self.is_urgent = self.is_urgent or left > MOST_SENT
 
     def leave(self, partitions: Sequence[Partition]) -> None:
@@ -289,6 +292,7 @@ class Inline:
     def drop(self) -> None:
         """Forgets what is not confirmed: its messages come again."""
         self._sent = {}
+        self.waits = False
         if self.transactions is not None:
             self.transactions.drop()
 

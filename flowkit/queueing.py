@@ -151,7 +151,7 @@ class Queueing:
                 if self.ahead is not None and track.done is None:
                     track.done = records[0].offset  # where it begins, behind which nothing waits for anything
                 with self._as_queued(partition, track):
-                    if not loop.may_start(partition, track, records[0]):
+                    if not loop.may_start(partition, track, records):
                         refused.add(partition)
                         continue
                     if partition in self._again and track.done is not None:  # it went back since these were polled
@@ -205,7 +205,7 @@ class Queueing:
                 loop.since_commit += counts[partition]
                 if counts[partition]:
                     loop.handlings[partition.topic].dead_in_a_row = 0
-                loop.tell_consumed(partition, counts[partition])
+                loop.count_consumed(partition, counts[partition])
                 if partition in failed:
                     record, problem = failed[partition]
                     if loop.failing.failed(loop.handlings[partition.topic], track, record, problem):

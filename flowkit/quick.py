@@ -100,7 +100,7 @@ class QuickWay:
     ) -> tuple[int, BaseException | None]:
         handling, clock = self._handling, time.monotonic
         slice_ = Slice(records, send, until)
-        slice_.reception = handling.reception(attempt, received)
+        slice_.reception = handling.reception(attempt, received) if self._takes_message else None
         handle = self._respond if handling.declarations else self._consume
         step = 1
         try:
@@ -125,7 +125,7 @@ class QuickWay:
                         return at, failed
                 if attempt > 1:  # that was the one that had failed before
                     attempt = 1
-                    slice_.reception = handling.reception(attempt, received)
+                    slice_.reception = handling.reception(attempt, received) if self._takes_message else None
                 step = min(2 * step, MOST_UNWATCHED) if clock() - began < UNWATCHED else 1
         except NotTaken as refusal:
             return refusal.at, refusal.error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .message import Record
@@ -35,27 +35,28 @@ class Together(NamedTuple):
 class UnderWay:
     """What was sent for messages of one partition while it was tracked by ``track``."""
 
-    def __init__(self, track: Track) -> None:
+    def __init__(self, track: Track, producer: Producer) -> None:
         self.track = track
-        self._sent: list[Sent | Together] = []
-        self.keep = self._sent.append
+        self.sent: list[Sent | Together] = []
+        """In order."""
+        self.sender = Sender(producer, self.sent.append)
 
     def __bool__(self) -> bool:
-        return bool(self._sent)
+        return bool(self.sent)
 
     def __len__(self) -> int:
         """Responses."""
-        return sum(len(one.records) if isinstance(one, Together) else 1 for one in self._sent)
+        return sum(len(one.records) if isinstance(one, Together) else 1 for one in self.sent)
 
     @property
     def offset(self) -> int:
         """That of the first message of which something is under way."""
-        first = self._sent[0]
+        first = self.sent[0]
         return (first.records[0] if isinstance(first, Together) else first[0]).offset
 
     def has_ended(self, client: ProducerClient) -> bool:
         """Whether the first of it has ended, well or badly."""
-        return client.ended(self._sent[0][2])
+        return client.ended(self.sent[0][2])
 
     def let_go(self, client: ProducerClient) -> Counter[str]:
         """Removes what Kafka has confirmed by now, up to the first that it has not. Gives how many were sent to which topic."""
@@ -63,7 +64,7 @@ class UnderWay:
 
     def look(self, client: ProducerClient | None) -> tuple[Counter[str], tuple[Sent, DeliveryError] | None]:
         """The same after a flush: gives also the first that Kafka has not confirmed, and why. No client: it was a test's."""
-        sent, count = self._sent, 0
+        sent, count = self.sent, 0
         while count < len(sent):
             one = sent[count]
             problem = None if client is None else client.outcome(one[2])
@@ -92,28 +93,28 @@ class UnderWay:
         return first, problem
 
     def clear(self) -> None:
-        self._sent.clear()
+        self.sent.clear()
 
     def _deliveries(self) -> Iterator[Any]:
-        return (one[2] for one in self._sent)
+        return (one[2] for one in self.sent)
 
     def _remove(self, count: int) -> Counter[str]:
         confirmed: Counter[str] = Counter()
-        for one in self._sent[:count]:
+        for one in self.sent[:count]:
             if isinstance(one, Together):
                 confirmed[one.topic] += len(one.records)
             else:
                 confirmed[one[1].topic] += 1
-        del self._sent[:count]
+        del self.sent[:count]
         return confirmed
 
 
 class Sender:
-    """A ``Send`` for one slice, which keeps what is under way. What is looked up here is not looked up for each message."""
+    """A ``Send`` which keeps what is under way. What is looked up here is not looked up for each message."""
 
-    def __init__(self, producer: Producer, under_way: UnderWay) -> None:
+    def __init__(self, producer: Producer, keep: Callable[[Sent | Together], None]) -> None:
         self._producer = producer
-        self._keep = under_way.keep
+        self._keep = keep
         self._generation = -1
         self._client: ProducerClient | None = None
 

@@ -19,7 +19,6 @@ from flowkit.message import Record
 from flowkit.parsers import Json
 from flowkit.quick import MOST_UNWATCHED, NotTaken
 from flowkit.responses import Response
-from flowkit.underway import Together, UnderWay
 
 
 class Boom(Exception):
@@ -282,36 +281,3 @@ def test_no_answer_is_sent_twice_because_sending_failed_once(clock: Clock, monke
 
     assert sent_to(loop) == [1, 2, 3, 4, 5, 6, 7]
     assert loop.committed("a") == 8
-
-
-class Late:
-    """A client whose delivery ends later."""
-
-    refusal = None
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.is_done = False
-
-    def __len__(self) -> int:
-        return self.count
-
-    def outcome(self, delivery: Any) -> DeliveryError | None:
-        return None if delivery.is_done else DeliveryError("not in time", passing=True)
-
-    def confirmed(self, deliveries: Any) -> int:
-        return sum(delivery.is_done for delivery in deliveries)
-
-
-def test_what_is_under_way_together_may_still_come_to_a_good_end() -> None:
-    under_way, late = UnderWay(None), Late(2)  # type: ignore[arg-type]
-    under_way.keep(Together([make_record(offset=5), make_record(offset=6)], "out", late))
-
-    confirmed, refused = under_way.look(late)  # type: ignore[arg-type]
-    assert (confirmed, len(under_way), under_way.offset) == ({}, 2, 5)
-    assert refused is not None
-    assert (refused[0][0].offset, str(refused[1])) == (5, "not in time")
-
-    late.is_done = True
-    assert under_way.let_go(late) == {"out": 2}  # type: ignore[arg-type]
-    assert not under_way
