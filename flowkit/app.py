@@ -21,7 +21,7 @@ from .parsers import Json
 from .responses import (
     Declarations,
     check_responder,
-    current,
+    current_call,
     declaring,
     respond_with,
     responder_name,
@@ -272,7 +272,7 @@ class Flowkit:
         ``headers`` is a dict, or a list of pairs. Raises ``ResponseUnregistered`` for a topic that the handler does not
         declare.
         """
-        call = current.get()
+        call = current_call()
         if call is None:
             raise ResponseError(
                 f"app.respond_to({topic!r}, ...) answers a message, and there is none here; outside a handler call"
@@ -286,7 +286,7 @@ class Flowkit:
         Its declarations are checked at its end. Inside a handler its responses are sent with the handler's own; outside, it
         sends and waits, and raises ``DeliveryError`` if Kafka does not take them.
         """
-        call = current.get()
+        call = current_call()
         parser = call.parser if call is not None else Json
         responses = respond_with(call, responder, self._declarations_for(responder, parser), parser, args)
         if call is None:

@@ -198,11 +198,11 @@ class Batching(Handling):
                 if failure.index == 0:
                     return [], 0, error
                 call.check()
-                return call.take(), failure.index, error
+                return call.end(), failure.index, error
             if result is not None:
                 self._answer_each(call, result)
             call.check()
-            return call.take(), 0, None
+            return call.end(), 0, None
         finally:
             current.reset(token)
 

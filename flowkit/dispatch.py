@@ -345,7 +345,7 @@ class Handling:
         finally:
             current.reset(token)
 
-    def begin(self) -> tuple[Call, Token[Call | None]]:
+    def begin(self) -> tuple[Call, Token[Any]]:
         """The call that a handler is about to be called in, which is the current one until the token is reset."""
         call = Call(self.route.name, self.declarations, self.parser, self.route.responder)
         return call, current.set(call)
@@ -359,7 +359,7 @@ class Handling:
             call.check()
         if call.responder is not None and not call.responder_calls:
             self._check_unused_responder()
-        return call.take()  # what is left running in the handler's context is too late
+        return call.end()
 
     def _answer(self, call: Call, result: Any) -> None:
         if call.responder is not None:

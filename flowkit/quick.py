@@ -20,7 +20,7 @@ from .coroutines import finish
 from .message import Abort, Message, Record
 from .parsers import Json
 from .payload import Decode
-from .responses import Call, Response, current, encoded
+from .responses import Calls, Response, current, encoded
 from .signature import takes
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def quick_way(handling: Handling) -> QuickWay | None:
 class Slice:
     """Records that are being handled."""
 
-    def __init__(self, records: Sequence[Record], send: Send, until: Until) -> None:
+    def __init__(self, records: Sequence[Record], send: Send, until: Until, calls: Calls) -> None:
+        self.calls = calls
         self.records = records
         self.send = send
         self.until = until
@@ -99,7 +100,8 @@ class QuickWay:
         self, records: Sequence[Record], send: Send, attempt: int, received: float, until: Until
     ) -> tuple[int, BaseException | None]:
         handling, clock = self._handling, time.monotonic
-        slice_ = Slice(records, send, until)
+        calls = Calls(handling.route.name, handling.declarations, handling.parser)
+        slice_ = Slice(records, send, until, calls)
         slice_.reception = handling.reception(attempt, received) if self._takes_message else None
         handle = self._respond if handling.declarations else self._consume
         step = 1
@@ -159,18 +161,19 @@ class QuickWay:
         handling, read, takes_message, until = self._handling, self._read, self._takes_message, slice_.until
         handler: Any = handling.route.handler
         each, reception = slice_.each, slice_.reception
-        name, declarations, set_current = handling.route.name, handling.declarations, current.set
-        parser, answers_parser, is_json = handling.parser, self._parser, self._parser is Json
+        calls, set_current = slice_.calls, current.set
+        answers_parser, is_json = self._parser, self._parser is Json
         together = getattr(slice_.send, "together", None) if self._answers_to else None
         answers: list[bytes | None] = []
-        first, clock = slice_.begun, time.monotonic
+        first = number = slice_.begun
+        clock = time.monotonic
         end = clock() + UNWATCHED
         try:
             for value in values:
                 message = Message(next(each), reception) if takes_message else None
                 payload = read(value)
-                call = Call(name, declarations, parser)
-                set_current(call)
+                calls.number = number
+                set_current((calls, number))
                 if message is None:
                     result = handler(payload)
                 else:
@@ -178,7 +181,8 @@ class QuickWay:
                     result = handler(payload, message)
                 if type(result) is not dict:
                     result = finish(result)
-                kept = together is not None and result is not None and not call.responses
+                calls.number = -1
+                kept = together is not None and result is not None and not calls.made
                 if kept:
                     try:
                         if is_json and type(result) is dict:
@@ -189,13 +193,15 @@ class QuickWay:
                         kept = False  # the usual way says what is wrong, if anything is
                 if not kept:
                     first = self._send(slice_, first, answers)
-                    responses = handling.end(call, result)
+                    responses = handling.end(calls.take(number), result)
                     if responses:
                         slice_.send(slice_.records[first], responses)
                     first += 1
+                number += 1
                 if not until.at or clock() > end:
                     break
         except (Exception, SystemExit, Abort):
+            calls.number, calls.made = -1, {}
             self._send(slice_, first, answers)
             raise
         self._send(slice_, first, answers)

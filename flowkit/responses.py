@@ -43,7 +43,16 @@ class Call:
     ``declarations`` are those that ``with_parsers`` gave; ``parser`` is the route's, for responders that the call makes use of.
     """
 
-    __slots__ = ("declarations", "name", "parser", "responder", "responder_calls", "responses", "returned_to")
+    __slots__ = (
+        "declarations",
+        "has_ended",
+        "name",
+        "parser",
+        "responder",
+        "responder_calls",
+        "responses",
+        "returned_to",
+    )
 
     def __init__(
         self, name: str, declarations: Declarations, parser: Any, responder: Responder | None = None
@@ -55,6 +64,7 @@ class Call:
         self.responses: list[Response] = []
         self.responder_calls = 0
         self.returned_to: str | None = None
+        self.has_ended = False
 
     def respond_to(
         self,
@@ -67,6 +77,8 @@ class Call:
         headers: Any = None,
     ) -> None:
         """Holds one response until the check; raises ``ResponseUnregistered`` for a topic that was not declared."""
+        if self.has_ended:
+            raise _too_late(self.name)
         declared = self.declarations.get(topic)
         if declared is None:
             raise ResponseUnregistered(
@@ -95,6 +107,11 @@ class Call:
         taken, self.responses = self.responses, []
         return taken
 
+    def end(self) -> list[Response]:
+        """The same, and there are no more."""
+        self.has_ended = True
+        return self.take()
+
     def check(self) -> None:
         """Raises ``ResponseMissing`` or ``ResponseRepeated`` where the responses are not the declared ones."""
         responses = self.responses
@@ -114,6 +131,42 @@ class Call:
                     + (" (what it returned is one of them)" if topic == self.returned_to else "")
                     + "; send one, or declare it with multiple_usage=True"
                 )
+
+
+class Calls:
+    """The calls of a handler, one after the other. A ``Call`` is made only for one that asks for it: to make one for each
+    message takes a tenth of the time in which a message is read and answered.
+    """
+
+    __slots__ = ("declarations", "made", "name", "number", "parser")
+
+    def __init__(self, name: str, declarations: Declarations, parser: Any) -> None:
+        self.name = name
+        self.declarations = declarations
+        self.parser = parser
+        self.number = -1
+        """That of the one that lasts; -1 if none does."""
+        self.made: dict[int, Call] = {}
+
+    def at(self, number: int) -> Call:
+        """Raises ``ResponseError`` if it does not last any more."""
+        if number != self.number:
+            raise _too_late(self.name)
+        return self.made.setdefault(number, self._make())
+
+    def take(self, number: int) -> Call:
+        """Which is forgotten here."""
+        return self.made.pop(number, None) or self._make()
+
+    def _make(self) -> Call:
+        return Call(self.name, self.declarations, self.parser)
+
+
+def _too_late(name: str) -> ResponseError:
+    return ResponseError(
+        f"{name} has ended, and its responses are on their way: what it has left running cannot add any. Wait for it in"
+        " the handler, or let it send by app.producer.send(topic, value)"
+    )
 
 
 def _unwritten(topic: str, error: ParserError) -> ParserError:
@@ -246,7 +299,14 @@ def _wrapped(function: Any) -> Iterator[Any]:
         function = getattr(function, "__wrapped__", None)
 
 
-current: ContextVar[Call | None] = ContextVar("flowkit_call", default=None)
+current: ContextVar[Call | tuple[Calls, int] | None] = ContextVar("flowkit_call", default=None)
+"""What lasts here: a call, or which one of many."""
+
+
+def current_call() -> Call | None:
+    """Raises ``ResponseError`` where it has ended."""
+    found = current.get()
+    return found[0].at(found[1]) if isinstance(found, tuple) else found
 
 
 def respond_with(call: Call | None, responder: Responder, declarations: Declarations, parser: Any, args: Any) -> Any:
