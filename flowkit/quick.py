@@ -26,7 +26,7 @@ from .signature import takes
 if TYPE_CHECKING:
     from .dispatch import Handling, Send, Until
 
-UNWATCHED, MOST_UNWATCHED = 0.001, 32
+UNWATCHED, MOST_UNWATCHED = 0.001, 128
 """Seconds, about, and messages at most, between two looks at the clock where messages take next to no time."""
 
 

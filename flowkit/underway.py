@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .message import Record
@@ -39,14 +39,19 @@ class UnderWay:
         self.track = track
         self.sent: list[Sent | Together] = []
         """In order."""
-        self.sender = Sender(producer, self.sent.append)
+        self._count = 0
+        self.sender = Sender(producer, self)
 
     def __bool__(self) -> bool:
         return bool(self.sent)
 
     def __len__(self) -> int:
         """Responses."""
-        return sum(len(one.records) if isinstance(one, Together) else 1 for one in self.sent)
+        return self._count
+
+    def keep(self, one: Sent | Together, count: int = 1) -> None:
+        self.sent.append(one)
+        self._count += count
 
     @property
     def offset(self) -> int:
@@ -94,6 +99,7 @@ class UnderWay:
 
     def clear(self) -> None:
         self.sent.clear()
+        self._count = 0
 
     def _deliveries(self) -> Iterator[Any]:
         return (one[2] for one in self.sent)
@@ -106,15 +112,16 @@ class UnderWay:
             else:
                 confirmed[one[1].topic] += 1
         del self.sent[:count]
+        self._count -= confirmed.total()
         return confirmed
 
 
 class Sender:
     """A ``Send`` which keeps what is under way. What is looked up here is not looked up for each message."""
 
-    def __init__(self, producer: Producer, keep: Callable[[Sent | Together], None]) -> None:
+    def __init__(self, producer: Producer, under_way: UnderWay) -> None:
         self._producer = producer
-        self._keep = keep
+        self._under_way = under_way
         self._generation = -1
         self._client: ProducerClient | None = None
 
@@ -126,7 +133,7 @@ class Sender:
     def __call__(self, record: Record, responses: Sequence[Response]) -> None:
         client, start = self._here(), self._producer.start
         for response in responses:
-            self._keep((record, response, start(response, client)))
+            self._under_way.keep((record, response, start(response, client)))
 
     def together(self, records: Sequence[Record], topic: str, values: Sequence[bytes | None], parser: Any) -> None:
         """One response for each record. Raises ``NotTaken``."""
@@ -137,13 +144,14 @@ class Sender:
             if delivery is not None:
                 taken = len(delivery)
                 if taken:
-                    self._keep(Together(records[:taken], topic, delivery))
+                    kept = records if taken == len(values) else records[:taken]
+                    self._under_way.keep(Together(kept, topic, delivery), taken)
                 if delivery.refusal is not None:
                     raise delivery.refusal
                 return
             for record, value in zip(records, values, strict=True):
                 response = Response(topic, value, parser=parser)
-                self._keep((record, response, self._producer.start(response, client)))
+                self._under_way.keep((record, response, self._producer.start(response, client)))
                 taken += 1
         except (Exception, SystemExit) as error:
             raise NotTaken(taken, error) from error

@@ -20,7 +20,7 @@ def look(*sent: tuple[int, DeliveryError | None]) -> tuple[Counter[str], int | N
     records = {offset: make_record(offset=offset) for offset, _ in sent}
     under_way = UnderWay(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
     for offset, outcome in sent:
-        under_way.sent.append((records[offset], Response("out", offset), outcome))
+        under_way.keep((records[offset], Response("out", offset), outcome))
     client: Any = SimpleNamespace(outcome=lambda outcome: outcome)
     confirmed, refused = under_way.look(client)
     if refused is None:
@@ -64,7 +64,7 @@ class Late:
 
 def test_what_is_under_way_together_may_still_come_to_a_good_end() -> None:
     under_way, late = UnderWay(SimpleNamespace(), SimpleNamespace()), Late(2)  # type: ignore[arg-type]
-    under_way.sent.append(Together([make_record(offset=5), make_record(offset=6)], "out", late))
+    under_way.keep(Together([make_record(offset=5), make_record(offset=6)], "out", late), 2)
 
     confirmed, refused = under_way.look(late)  # type: ignore[arg-type]
     assert (confirmed, len(under_way), under_way.offset) == ({}, 2, 5)

@@ -8,7 +8,8 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice, takewhile
+from itertools import takewhile
+from operator import length_hint
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -239,19 +240,18 @@ class Producer:
             self._count(topic)
         found = Deliveries(topic, values, self._apart)
         produce, end = self._producer.produce, found.end
-        at = 0
-        while at < len(values):
+        rest = iter(values)
+        while length_hint(rest):
             try:
-                for value in islice(values, at, None):
+                for value in rest:
                     produce(topic, value, None, -1, end)
-                    at += 1
             except (BufferError, KafkaException, TypeError, ValueError):
+                at = len(values) - length_hint(rest) - 1
                 try:
                     self._start(found.alone(at, values[at]))  # which waits, or says what is wrong
                 except DeliveryError as error:
                     found.end_before(at, error)
                     break
-                at += 1
         return found
 
     def _start(self, delivery: Delivery) -> None:
