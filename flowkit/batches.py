@@ -198,12 +198,13 @@ class Batching(Handling):
                 if failure.index == 0:
                     return [], 0, error
                 call.check()
-                return call.end(), failure.index, error
+                return call.take(), failure.index, error
             if result is not None:
                 self._answer_each(call, result)
             call.check()
-            return call.end(), 0, None
+            return call.take(), 0, None
         finally:
+            call.has_ended = True
             current.reset(token)
 
     def _answer_each(self, call: Call, result: Any) -> None:

@@ -343,6 +343,7 @@ class Consumer:
             self._consumed[partition] = self._consumed.get(partition, 0) + count
 
     def _tell_consumed(self) -> None:
+        """Of messages that come all the time it is told as seldom as what changes seldom is looked at."""
         consumed, self._consumed = self._consumed, {}
         for (topic, number), count in consumed.items():
             self.monitor.notice("consumed", topic=topic, partition=number, count=count, group=self.group)

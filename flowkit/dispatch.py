@@ -343,6 +343,7 @@ class Handling:
         try:
             return self.end(call, finish(self._invoke(message)))
         finally:
+            call.has_ended = True
             current.reset(token)
 
     def begin(self) -> tuple[Call, Token[Any]]:
@@ -359,7 +360,7 @@ class Handling:
             call.check()
         if call.responder is not None and not call.responder_calls:
             self._check_unused_responder()
-        return call.end()
+        return call.take()
 
     def _answer(self, call: Call, result: Any) -> None:
         if call.responder is not None:

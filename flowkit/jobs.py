@@ -530,7 +530,11 @@ class Messages:
             record = self.handling.record(entry)
         except Exception as problem:  # an interchanger of the user's
             logger.debug("%s[%d]@%d cannot be read: %r", entry.topic, entry.partition, entry.offset, problem)
-        self._failed.setdefault(index, Failure(index, entry, record, error))
+        before = self._failed.get(index)
+        if before is None or (
+            is_passing(before.error) and not is_passing(error)
+        ):  # that one is why the other has failed
+            self._failed[index] = Failure(index, entry, record, error)
 
     def settle(self, *, wait: bool) -> None:
         """Looks at the responses that were confirmed or refused meanwhile, or waits for all of them."""

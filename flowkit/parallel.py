@@ -212,6 +212,7 @@ class Parallel(Handling):
         try:
             return self.end(call, await _awaited(self._invoke(message)))
         finally:
+            call.has_ended = True
             current.reset(token)
 
 

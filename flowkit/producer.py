@@ -249,7 +249,12 @@ class Producer:
             return self._start_first(item, client)
         if partition is None and partition_key is not None:
             partition = client.partition_for(topic, partition_key)
-        return client.send(topic, value, key, headers, partition)
+        try:
+            return client.send(topic, value, key, headers, partition)
+        except DeliveryError as error:
+            if client.is_over:
+                self._replace(client, error)
+            raise
 
     def start_together(self, topic: str, values: Sequence[bytes | None], client: ProducerClient | None) -> Any:
         """Starts messages of which nothing is given but the value, with one handle for all of them, if this client can. None if

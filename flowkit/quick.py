@@ -185,7 +185,7 @@ class QuickWay:
                 if type(result) is not dict:
                     result = finish(result)
                 calls.number = -1
-                kept = together is not None and result is not None and not calls.made
+                kept = together is not None and result is not None and number not in calls.made
                 if kept:
                     try:
                         if is_json and type(result) is dict:

@@ -77,8 +77,6 @@ class Call:
         headers: Any = None,
     ) -> None:
         """Holds one response until the check; raises ``ResponseUnregistered`` for a topic that was not declared."""
-        if self.has_ended:
-            raise _too_late(self.name)
         declared = self.declarations.get(topic)
         if declared is None:
             raise ResponseUnregistered(
@@ -106,11 +104,6 @@ class Call:
         """The responses so far, which are forgotten here."""
         taken, self.responses = self.responses, []
         return taken
-
-    def end(self) -> list[Response]:
-        """The same, and there are no more."""
-        self.has_ended = True
-        return self.take()
 
     def check(self) -> None:
         """Raises ``ResponseMissing`` or ``ResponseRepeated`` where the responses are not the declared ones."""
@@ -150,9 +143,11 @@ class Calls:
 
     def at(self, number: int) -> Call:
         """Raises ``ResponseError`` if it does not last any more."""
-        if number != self.number:
+        call = self.made.setdefault(number, self._make())
+        if number != self.number:  # asked behind it: the loop goes on meanwhile
+            self.made.pop(number, None)
             raise _too_late(self.name)
-        return self.made.setdefault(number, self._make())
+        return call
 
     def take(self, number: int) -> Call:
         """Which is forgotten here."""
@@ -306,7 +301,12 @@ current: ContextVar[Call | tuple[Calls, int] | None] = ContextVar("flowkit_call"
 def current_call() -> Call | None:
     """Raises ``ResponseError`` where it has ended."""
     found = current.get()
-    return found[0].at(found[1]) if isinstance(found, tuple) else found
+    if isinstance(found, tuple):
+        calls, number = found
+        return calls.at(number)
+    if found is not None and found.has_ended:
+        raise _too_late(found.name)
+    return found
 
 
 def respond_with(call: Call | None, responder: Responder, declarations: Declarations, parser: Any, args: Any) -> Any:
@@ -320,6 +320,7 @@ def respond_with(call: Call | None, responder: Responder, declarations: Declarat
         respond(*args)
     finally:
         current.reset(token)
+        inner.has_ended = True
     inner.check()
     if call is not None:
         call.responses.extend(inner.responses)

@@ -112,7 +112,8 @@ class UnderWay:
             else:
                 confirmed[one[1].topic] += 1
         del self.sent[:count]
-        self._count -= confirmed.total()
+        removed = confirmed.total()
+        self._count -= removed  # in one step: a rebalance may look on a thread of its own
         return confirmed
 
 

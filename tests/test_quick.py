@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 import orjson
@@ -13,7 +16,7 @@ from support import make_app, make_record
 from test_consumer import Clock, Loop, stopped_clock
 
 import flowkit.quick
-from flowkit import BrokerUnavailable, DeliveryError, Flowkit, Message
+from flowkit import BrokerUnavailable, DeliveryError, Flowkit, Message, ResponseError
 from flowkit.dispatch import Until
 from flowkit.message import Record
 from flowkit.parsers import Json
@@ -281,3 +284,47 @@ def test_no_answer_is_sent_twice_because_sending_failed_once(clock: Clock, monke
 
     assert sent_to(loop) == [1, 2, 3, 4, 5, 6, 7]
     assert loop.committed("a") == 8
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("way", ["respond_to", "respond_with"])
+def test_what_a_handler_has_left_running_is_told_that_it_is_too_late(clock: Clock, count: int, way: str) -> None:
+    """Also of one message alone, which goes the usual way."""
+    app = make_app()
+    left: list[Context] = []
+
+    @app.responds_to("out")
+    def letter(value: int) -> None:
+        app.respond_to("out", value)
+
+    @app.topic("a")
+    @app.responds_to("out")
+    def handle(value: int) -> int:
+        left.append(copy_context())
+        return value
+
+    loop = Loop(app, clock)
+    loop.put("a", *range(count))
+    loop.turn()
+    late = partial(app.respond_to, "out", 7) if way == "respond_to" else partial(app.respond_with, letter, 7)
+    for context in left:
+        with pytest.raises(ResponseError, match="has ended, and its responses are on their way"):
+            context.run(late)
+    loop.put("a", 8)
+    loop.turn()
+    assert [orjson.loads(record.value) for record in loop.broker.records("out")] == [*range(count), 8]
+
+
+def test_a_thread_that_a_handler_waits_for_may_respond(clock: Clock) -> None:
+    app = make_app()
+
+    @app.topic("a")
+    @app.responds_to("out")
+    def handle(value: int) -> None:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(copy_context().run, app.respond_to, "out", value).result()
+
+    loop = Loop(app, clock)
+    loop.put("a", *range(5))
+    loop.turn()
+    assert [orjson.loads(record.value) for record in loop.broker.records("out")] == [0, 1, 2, 3, 4]

@@ -74,7 +74,16 @@ def _kafka_offsets(offsets: Offsets) -> dict[Any, Any]:
     return {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
 
 
-TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+class EndedWithAnother(kafka_errors.KafkaError):  # type: ignore[misc]
+    """What had this error was not refused itself. When a broker refuses a message for good, kafka-python ends all that is under
+    way, in every partition, and gives it the error of that one.
+    """
+
+    retriable = True
+
+
+PART_OF_A_BATCH = "part of a batch"
+"""In the error of records that kafka-python ends because another one of their batch was refused."""
 
 
 def _is_confirmed(delivery: Any) -> bool:
@@ -239,15 +248,16 @@ class Producer:
         self._producer.config["value_serializer"] = _AsItIs()
         self._transactions = self._producer._transaction_manager
         """Also of a producer without transactions: it counts the messages, so that none is written twice."""
-        self._too_large: list[Any] = []
-        """The deliveries of messages that are. With their error kafka-python ends all that is under way, in each partition."""
         self._dispatch_error = self._producer._sender._dispatch_error
-        self._producer._sender._dispatch_error = self._note_too_large
+        if not self._transactions.is_transactional():
+            self._producer._sender._dispatch_error = self._failed
 
-    def _note_too_large(self, batch: Any, error: Exception, response: Any) -> None:
-        if isinstance(error, TOO_LARGE) and response is not None and batch.record_count == 1:
-            self._too_large.extend(batch._record_futures)
-        self._dispatch_error(batch, error, response)
+    def _failed(self, batch: Any, exception: Exception, partition_response: Any) -> None:
+        """On the client's own thread: a batch has failed. If that is the end of the client, the others are to know why."""
+        was_over = self.is_over
+        self._dispatch_error(batch, exception, partition_response)
+        if self.is_over and not was_over:
+            self._transactions._last_error = EndedWithAnother(repr(exception))
 
     @property
     def is_over(self) -> bool:
@@ -265,7 +275,8 @@ class Producer:
         except kafka_errors.KafkaTimeoutError as error:
             raise no_topic(topic, self._timeout) from error
         except (kafka_errors.KafkaError, AssertionError, TypeError, ValueError) as error:
-            raise DeliveryError(f"{topic}: kafka-python refuses this message: {error!r}") from error
+            what = f"{topic}: kafka-python refuses this message: {error!r}"
+            raise DeliveryError(what, passing=self.is_over) from error
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -290,14 +301,8 @@ class Producer:
         if not delivery.failed():
             return None
         error = delivery.exception
-        if isinstance(error, TOO_LARGE) and not self._is_too_large(delivery):
-            return DeliveryError(f"it was ended together with a message that is too large: {error!r}", passing=True)
-        return DeliveryError(
-            f"Kafka did not take the message: {error!r}", passing=bool(getattr(error, "retriable", False))
-        )
-
-    def _is_too_large(self, delivery: Any) -> bool:
-        return any(one is delivery for one in self._too_large)
+        passing = bool(getattr(error, "retriable", False)) or PART_OF_A_BATCH in str(error)
+        return DeliveryError(f"Kafka did not take the message: {error!r}", passing=passing)
 
     def confirmed(self, deliveries: Iterable[Any]) -> int:
         return sum(1 for _ in takewhile(_is_confirmed, deliveries))

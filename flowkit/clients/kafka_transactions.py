@@ -93,9 +93,6 @@ class TransactionalProducer(Producer):
     def flush(self, timeout: float) -> None:
         super().flush(min(timeout, self.longest))
 
-    def _is_too_large(self, delivery: Any) -> bool:  # noqa: ARG002
-        return True  # it may be this one: who has sent them sends them again in halves until it is found
-
     def outcome(self, delivery: Any) -> DeliveryError | None:
         problem = super().outcome(delivery)
         if problem is not None and delivery.is_done and not problem.passing:
