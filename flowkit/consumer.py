@@ -234,9 +234,10 @@ class Consumer:
         polled_at = self.clock_starts()
         self.poll_by = polled_at + self.longest_batch
         queueing = self.queueing
-        looks = polled_at >= self._look_at or not batch or self.new or queueing is not None
         self.batch = batch
         self.left.clear()
+        looks = polled_at >= self._look_at or not batch or self.new or queueing is not None
+        looks = looks or self.lookout.sees_another(client)
         if self.new:
             self.welcome()
         if unreadable is not None:

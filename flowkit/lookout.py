@@ -76,6 +76,10 @@ class Lookout:
             what = f"group {loop.group!r}: {error}; it waits for one that leads the group, nothing is lost"
             loop.monitor.notice_error("broker", error, message=what, group=loop.group)
 
+    def sees_another(self, client: ConsumerClient) -> bool:
+        """Whether a topic of the batch in hand is not the one that it was."""
+        return any(client.topic_id(topic) != self._topic_ids.get(topic) for topic, _ in self.loop.batch)
+
     def for_other_topics(self, client: ConsumerClient) -> set[Partition]:
         """Sees which topics were deleted since the last turn, and which are others of the same name: these are read from their
         first message on. Gives their partitions, of which the batch in hand may be from anywhere.

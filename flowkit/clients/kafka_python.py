@@ -275,8 +275,7 @@ class Producer:
         except kafka_errors.KafkaTimeoutError as error:
             raise no_topic(topic, self._timeout) from error
         except (kafka_errors.KafkaError, AssertionError, TypeError, ValueError) as error:
-            what = f"{topic}: kafka-python refuses this message: {error!r}"
-            raise DeliveryError(what, passing=self.is_over) from error
+            raise DeliveryError(f"{topic}: kafka-python refuses this message: {error!r}") from error
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
