@@ -66,8 +66,8 @@ class Guarded:
             producer.flush()
 
     def noted(self, what: str = "end", pid: int | None = None) -> list[int]:
-        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
-        words = [line.split() for line in lines]
+        text = self.notes.read_text() if self.notes.exists() else ""
+        words = [line.split() for line in text.rpartition("\n")[0].splitlines()]  # the last one may be half written
         return [int(number) for who, did, number in words if did == what and (pid is None or int(who) == pid)]
 
     def committed(self, partition: int = 0) -> int | None:
