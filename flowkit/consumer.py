@@ -85,6 +85,7 @@ class Track:
     waits: int = 0
     topic_id: str | None = None
     awaited: int | None = None
+    alone_to: int | None = None
     ahead: Ahead = field(default_factory=dict)
 
     def attempt_of(self, record: Record) -> int:

@@ -360,6 +360,7 @@ class Handling:
             call.check()
         if call.responder is not None and not call.responder_calls:
             self._check_unused_responder()
+        call.has_ended = True
         return call.take()
 
     def _answer(self, call: Call, result: Any) -> None:

@@ -110,11 +110,13 @@ class DeliveryError(FlowkitError):
     """Kafka did not confirm a message.
 
     ``passing`` where that may change by itself (no answer, no such topic yet): such a failure is no attempt of a message.
+    ``with_another`` where it was not refused itself, but ended together with one that was.
     """
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, passing: bool = False, with_another: bool = False) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.passing = passing or with_another
+        self.with_another = with_another
 
 
 class QueueError(FlowkitError):

@@ -63,6 +63,9 @@ class Inline:
         at = 0
         while at < len(records):
             limit = max(1, threshold - loop.since_commit) if threshold else len(records)
+            alone = track.alone_to is not None and self._goes_alone(track, records[at])
+            if alone:
+                limit = 1
             slice_ = records[at : at + limit] if at or limit < len(records) else records
             send, kept = self._sender(handling, partition, track)
             with loop.loan:
@@ -81,6 +84,8 @@ class Inline:
                 track.done = records[at - 1].offset + 1
                 # whether one that has failed before is over it, is to be known before it counts as that
                 self.is_urgent = self.is_urgent or track.failed_at is not None
+                if alone and (partition in self.settle() or partition in loop.left):
+                    break
             if error is not None:
                 # what its partition has waiting goes first: with its dead letter the offset moves on
                 if handling.transactional and (partition in self.settle() or partition in loop.left):
@@ -98,6 +103,14 @@ class Inline:
             if not self._pause_for_breath(partition, records[at]):
                 break
         loop.count_consumed(partition, at)
+
+    def _goes_alone(self, track: Track, record: Record) -> bool:
+        """Whether this message is to be over before the next one is begun: one of them was refused for good, and with it ended
+        what is not to blame. Sent together again, they would end together again.
+        """
+        if track.alone_to is not None and record.offset > track.alone_to:
+            track.alone_to = None
+        return track.alone_to is not None
 
     def _due(self, partition: Partition, track: Track, records: Sequence[Record], wait: float) -> Sequence[Record]:
         """The messages of a retry topic that have waited. The others come again, when the first of them is due."""
@@ -197,6 +210,8 @@ class Inline:
                 # before all else, so that nothing is committed past it whatever breaks below, or if its partition comes back
                 track.done = under_way.offset
                 track.ahead = {}  # what stands behind it comes again, so that keys keep their order
+                if refused[1].with_another:
+                    track.alone_to = under_way.last_offset
             if loop.tracks.get(partition) is not track:
                 del self._sent[partition]
             elif refused is not None:

@@ -256,6 +256,7 @@ class _Hooks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._call.has_ended = True
         current.reset(self._token)
 
     def and_(self, responses: Sequence[Response]) -> Sequence[Response]:

@@ -59,6 +59,12 @@ class UnderWay:
         first = self.sent[0]
         return (first.records[0] if isinstance(first, Together) else first[0]).offset
 
+    @property
+    def last_offset(self) -> int:
+        """That of the last one."""
+        last = self.sent[-1]
+        return (last.records[-1] if isinstance(last, Together) else last[0]).offset
+
     def has_ended(self, client: ProducerClient) -> bool:
         """Whether the first of it has ended, well or badly."""
         return client.ended(self.sent[0][2])

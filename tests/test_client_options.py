@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from typing import Any
 
 import pytest
-from kafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError, TopicAuthorizationFailedError
 from servers import Kafka as KafkaServer
 from servers import MakeTopic
 
 from flowkit import ConfigurationError, DeliveryError, Settings, SettingsError
 from flowkit.clients.kafka_options import OWN, option_mistakes
-from flowkit.clients.kafka_python import Producer
+from flowkit.clients.kafka_python import EndedWithAnother, Producer
 
 MEGABYTE = 1024 * 1024
 
@@ -188,3 +191,39 @@ def test_a_connection_that_breaks_is_no_end_of_a_batch(kafka: KafkaServer, topic
         assert producer.outcome(delivery) is None
     finally:
         producer.close(5)
+
+
+def test_two_that_are_refused_at_once_are_the_only_ones_to_blame(kafka: KafkaServer) -> None:
+    """kafka-python notes the error of the last one, and gives it to all that is under way."""
+    producer = Producer(load(kafka.hosts))
+    transactions = producer._transactions
+    try:
+        producer._dispatch_error = lambda _, exception, __: transactions.transition_to_fatal_error(exception)
+        for number in range(2):
+            producer._failed(None, MessageSizeTooLargeError(number), partition_response=None)
+            assert type(transactions.last_error) is EndedWithAnother
+    finally:
+        producer.close(0)
+
+
+def test_records_of_a_batch_with_one_that_is_not_valid_are_not_to_blame(kafka: KafkaServer) -> None:
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=kafka.hosts)) as admin:
+        name = f"compacted-{uuid.uuid4().hex[:8]}"
+        if not kafka.apache:
+            pytest.skip("the embedded broker takes records without a key anywhere")
+        what = {"num_partitions": 1, "replication_factor": 1, "configs": {"cleanup.policy": "compact"}}
+        admin.create_topics({name: what})
+    producer = Producer(load(kafka.hosts, linger_ms=200))
+    try:
+        keys = [b"1", b"2", None, b"4"]
+        deliveries = [producer.send(name, b"value", key, (), 0) for key in keys]
+        producer.flush(20)
+        outcomes = [producer.outcome(delivery) for delivery in deliveries]
+    finally:
+        producer.close(5)
+    assert [(problem.passing, problem.with_another) for problem in outcomes] == [
+        (True, True),
+        (True, True),
+        (False, False),
+        (True, True),
+    ]

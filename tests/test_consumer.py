@@ -1354,6 +1354,61 @@ def test_responses_behind_a_replaced_producer_go_to_the_next_one(clock: Clock) -
     assert loop.committed("a") == 3
 
 
+@pytest.mark.parametrize("options", [{}, {"batch": True, "max_batch": 2}], ids=["one by one", "batches"])
+def test_where_one_refused_response_ends_what_was_sent_with_it_each_goes_alone(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """As kafka-python's batches do in which one record is not valid: always together again, if they are sent so again."""
+    under_way: list[tuple[list[DeliveryError | None], tuple[Any, ...]]] = []
+    client = flowkit.clients.memory.Producer
+
+    def send(self: Any, topic: str, *message: Any) -> list[DeliveryError | None]:
+        delivery: list[DeliveryError | None] = []
+        if topic == "dead":
+            self.broker.append(topic, *message)
+            delivery.append(None)
+        else:
+            under_way.append((delivery, (topic, *message)))
+        return delivery
+
+    def flush(self: Any, timeout: float) -> None:
+        good = all(message[1] != b"3" for _, message in under_way)
+        for delivery, message in under_way:
+            if good:
+                self.broker.append(*message)
+                delivery.append(None)
+            else:
+                delivery.append(DeliveryError("refused", with_another=message[1] != b"3"))
+        under_way.clear()
+
+    monkeypatch.setattr(client, "send", send)
+    monkeypatch.setattr(client, "flush", flush)
+    monkeypatch.setattr(client, "ended", lambda _, delivery: bool(delivery))
+    monkeypatch.setattr(client, "outcome", lambda _, delivery: delivery[0] if delivery else DeliveryError("not yet"))
+    monkeypatch.setattr(client, "confirmed", lambda _, deliveries: sum(1 for one in deliveries if one == [None]))
+    app = make_app(retry=2, dead_letter="dead", kafka={"offset_commit_interval": 0.1})
+    seen: list[int] = []
+
+    @app.topic("a", **options)
+    @app.responds_to("out", multiple_usage=bool(options))
+    def handle(value: Any) -> None:
+        for one in value if options else [value]:
+            seen.append(one)
+            app.respond_to("out", one)
+
+    loop = Loop(app, clock)
+    loop.put("a", 1, 2, 3, 4, 5, 6)
+    loop.turn(20, after=5)
+    assert loop.values("dead") == [3]
+    assert set(loop.values("out")) == {1, 2, 4, 5, 6}
+    assert loop.committed("a") == 6
+    assert seen.count(3) <= 2 + 2
+    loop.put("a", *range(10, 20))
+    loop.turn(2, after=5)
+    assert loop.committed("a") == 16
+    assert loop.consumer.tracks[Partition("a", 0)].alone_to is None
+
+
 def test_nobody_waits_for_responses_when_a_client_is_given_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     late = Late(monkeypatch)
     loop, seen = relaying(clock)

@@ -79,8 +79,6 @@ class EndedWithAnother(kafka_errors.KafkaError):  # type: ignore[misc]
     way, in every partition, and gives it the error of that one.
     """
 
-    retriable = True
-
 
 PART_OF_A_BATCH = "part of a batch"
 """In the error of records that kafka-python ends because another one of their batch was refused."""
@@ -254,10 +252,11 @@ class Producer:
 
     def _failed(self, batch: Any, exception: Exception, partition_response: Any) -> None:
         """On the client's own thread: a batch has failed. If that is the end of the client, the others are to know why."""
-        was_over = self.is_over
-        self._dispatch_error(batch, exception, partition_response)
-        if self.is_over and not was_over:
-            self._transactions._last_error = EndedWithAnother(repr(exception))
+        try:
+            self._dispatch_error(batch, exception, partition_response)
+        finally:
+            if self.is_over and self._transactions.last_error is exception:
+                self._transactions._last_error = EndedWithAnother(repr(exception))
 
     @property
     def is_over(self) -> bool:
@@ -274,6 +273,8 @@ class Producer:
             return self._producer.send(topic, value=value, key=key, headers=pairs, partition=partition)
         except kafka_errors.KafkaTimeoutError as error:
             raise no_topic(topic, self._timeout) from error
+        except kafka_errors.IllegalStateError as error:  # somebody else has just closed it, to have a new one
+            raise DeliveryError(f"{topic}: this client is closed: {error!r}", passing=True) from error
         except (kafka_errors.KafkaError, AssertionError, TypeError, ValueError) as error:
             raise DeliveryError(f"{topic}: kafka-python refuses this message: {error!r}") from error
 
@@ -300,8 +301,11 @@ class Producer:
         if not delivery.failed():
             return None
         error = delivery.exception
-        passing = bool(getattr(error, "retriable", False)) or PART_OF_A_BATCH in str(error)
-        return DeliveryError(f"Kafka did not take the message: {error!r}", passing=passing)
+        return DeliveryError(
+            f"Kafka did not take the message: {error!r}",
+            passing=bool(getattr(error, "retriable", False)),
+            with_another=isinstance(error, EndedWithAnother) or PART_OF_A_BATCH in str(error),
+        )
 
     def confirmed(self, deliveries: Iterable[Any]) -> int:
         return sum(1 for _ in takewhile(_is_confirmed, deliveries))
