@@ -86,6 +86,7 @@ class Track:
     topic_id: str | None = None
     awaited: int | None = None
     alone_to: int | None = None
+    """The last of the messages that are handled and sent one by one: see ``Inline._goes_alone``."""
     ahead: Ahead = field(default_factory=dict)
 
     def attempt_of(self, record: Record) -> int:
