@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError, TopicAuthorizationFailedError
+from kafka.future import Future
 from servers import Kafka as KafkaServer
 from servers import MakeTopic
 
 from flowkit import ConfigurationError, DeliveryError, Settings, SettingsError
 from flowkit.clients.kafka_options import OWN, option_mistakes
-from flowkit.clients.kafka_python import EndedWithAnother, Producer
+from flowkit.clients.kafka_python import Consumer, EndedWithAnother, Producer
 
 MEGABYTE = 1024 * 1024
+
+
+class Owner:
+    """Who has the partitions, and takes what comes."""
+
+    def assigned(self, partitions: Any) -> None:
+        pass
+
+    def revoked(self, partitions: Any) -> dict[Any, int]:
+        return {}
+
+    def confirmed(self, offsets: Any) -> None:
+        pass
+
+    def lost(self, partitions: Any) -> None:
+        pass
+
+    def moved(self, partition: Any, before: int, after: int) -> None:
+        pass
 
 
 def load(hosts: str = "127.0.0.1:1", **options: Any) -> Settings:
@@ -227,3 +248,27 @@ def test_records_of_a_batch_with_one_that_is_not_valid_are_not_to_blame(kafka: K
         (False, False),
         (True, True),
     ]
+
+
+def test_offsets_that_were_asked_for_before_a_rebalance_are_asked_for_again(
+    kafka: KafkaServer, topic: MakeTopic
+) -> None:
+    """As after a sleep in which others went on: the answer of before is there, and nobody has looked at it."""
+    name = topic()
+    producer = Producer(load(kafka.hosts))
+    for number in range(5):
+        producer.send(name, b"%d" % number, None, (), 0)
+    producer.close(10)
+    consumer = Consumer(load(kafka.hosts), name)
+    try:
+        consumer.subscribe([name], Owner())
+        partition = TopicPartition(name, 0)
+        before = Future().success({partition: OffsetAndMetadata(3, "", -1)})
+        consumer._consumer._coordinator._offset_fetch_futures[frozenset([partition])] = before
+        deadline = time.monotonic() + 20
+        found: list[bytes | None] = []
+        while len(found) < 5 and time.monotonic() < deadline:
+            found += [record.value for records in consumer.poll(0.5).values() for record in records]
+    finally:
+        consumer.close(5)
+    assert found == [b"0", b"1", b"2", b"3", b"4"]

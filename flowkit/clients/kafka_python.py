@@ -54,6 +54,9 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._rebalance = rebalance
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
+        # What it asked about committed offsets before a rebalance, and has not looked at since, it would take for the answer to
+        # the next question about the same partitions: a process that slept would go on where it was, behind all the others.
+        self._consumer._coordinator._offset_fetch_futures.clear()
         self._rebalance.assigned([Partition(*partition) for partition in assigned])
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
