@@ -238,8 +238,13 @@ class Consumer:
         queueing = self.queueing
         self.batch = batch
         self.left.clear()
-        looks = polled_at >= self._look_at or not batch or self.new or queueing is not None
-        looks = looks or self.lookout.sees_another(client)
+        looks = (
+            polled_at >= self._look_at
+            or not batch
+            or self.new
+            or queueing is not None
+            or self.lookout.sees_another(client)
+        )
         if self.new:
             self.welcome()
         if unreadable is not None:
@@ -269,7 +274,7 @@ class Consumer:
             queueing.take(queued)
         now = time.monotonic()
         self._was_short = now - polled_at < SHORT
-        due = now >= self._commit_at or self.enough_to_commit()
+        due = self.commit_due(now)
         self.inline.settle_if_due(commits=due)
         if due:
             self.commit()
@@ -419,8 +424,8 @@ class Consumer:
 
     # Offsets.
 
-    def commit_due(self) -> bool:
-        return time.monotonic() >= self._commit_at or self.enough_to_commit()
+    def commit_due(self, now: float) -> bool:
+        return now >= self._commit_at or self.enough_to_commit()
 
     def enough_to_commit(self) -> bool:
         """Whether so many messages are finished that their offsets are to be committed before any other one."""

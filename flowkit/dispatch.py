@@ -298,7 +298,7 @@ class Handling:
         """
         token = current.set(self.idle)
         try:
-            if call is None and self._quick is not None and len(records) > 1:
+            if call is None and self._quick is not None and len(records) > 1:  # for one it takes longer to set out
                 done, error = self._quick.run(records, send, attempt, received, until)
             else:
                 done, error = self.run_each(call or self.call, records, send, attempt, received, until)

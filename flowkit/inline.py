@@ -157,7 +157,7 @@ class Inline:
     def _pause_for_breath(self, partition: Partition, following: Record) -> bool:
         """In the middle of a batch: settles and commits what is due. False if the rest of the batch is polled again."""
         loop = self.loop
-        due = loop.commit_due()
+        due = loop.commit_due(time.monotonic())
         if partition in self.settle_if_due(commits=due) or partition in loop.left:
             return False
         if due:

@@ -70,8 +70,7 @@ def quick_way(handling: Handling) -> QuickWay | None:
 class Slice:
     """Records that are being handled."""
 
-    def __init__(self, records: Sequence[Record], send: Send, until: Until, calls: Calls) -> None:
-        self.calls = calls
+    def __init__(self, records: Sequence[Record], send: Send, until: Until) -> None:
         self.records = records
         self.send = send
         self.until = until
@@ -79,6 +78,7 @@ class Slice:
         self.rest = iter(parts)  # of which is known how many are left, also where a handler has failed
         self.each = iter(records)
         self.reception: Any = None
+        self.calls: Any = None
 
     @property
     def begun(self) -> int:
@@ -103,10 +103,13 @@ class QuickWay:
         self, records: Sequence[Record], send: Send, attempt: int, received: float, until: Until
     ) -> tuple[int, BaseException | None]:
         handling, clock = self._handling, time.monotonic
-        calls = Calls(handling.route.name, handling.declarations, handling.parser)
-        slice_ = Slice(records, send, until, calls)
-        slice_.reception = handling.reception(attempt, received) if self._takes_message else None
-        handle = self._respond if handling.declarations else self._consume
+        slice_ = Slice(records, send, until)
+        if self._takes_message:
+            slice_.reception = handling.reception(attempt, received)
+        handle = self._consume
+        if handling.declarations:
+            handle = self._respond
+            slice_.calls = Calls(handling.route.name, handling.declarations, handling.parser)
         step = 1
         try:
             while length_hint(slice_.rest):
@@ -130,7 +133,8 @@ class QuickWay:
                         return at, failed
                 if attempt > 1:  # that was the one that had failed before
                     attempt = 1
-                    slice_.reception = handling.reception(attempt, received) if self._takes_message else None
+                    if self._takes_message:
+                        slice_.reception = handling.reception(attempt, received)
                 step = min(2 * step, MOST_UNWATCHED) if clock() - began < UNWATCHED else 1
         except NotTaken as refusal:
             return refusal.at, refusal.error

@@ -88,7 +88,7 @@ class Call:
             made = response(topic, data, declared.parser, key, partition, partition_key, headers)
         except ParserError as error:
             raise _unwritten(topic, error) from error
-        if self.has_ended:
+        if self.has_ended:  # meanwhile
             raise _too_late(self.name)
         self.responses.append(made)
 
@@ -325,7 +325,7 @@ def respond_with(call: Call | None, responder: Responder, declarations: Declarat
         inner.has_ended = True
     inner.check()
     if call is not None:
-        if call.has_ended:
+        if call.has_ended:  # meanwhile
             raise _too_late(call.name)
         call.responses.extend(inner.responses)
         call.responder_calls += responder == call.responder

@@ -106,12 +106,22 @@ def topic(kafka: Kafka) -> MakeTopic:
 @pytest.fixture
 def small_topic(kafka: Kafka) -> MakeTopic:
     """The same, but a message of more than some 200 bytes is too large for the topic."""
+    return _topic_with(kafka, {"max.message.bytes": "300"})
 
-    def make(name_hint: str = "small", partitions: int = 1) -> str:
-        if not kafka.apache:
-            pytest.skip("the embedded broker takes messages of any size")
+
+@pytest.fixture
+def compacted_topic(kafka: Kafka) -> MakeTopic:
+    """The same, but a message without a key is not valid in the topic."""
+    return _topic_with(kafka, {"cleanup.policy": "compact"})
+
+
+def _topic_with(kafka: Kafka, configs: dict[str, str]) -> MakeTopic:
+    if not kafka.apache:
+        pytest.skip("the embedded broker refuses no message")
+
+    def make(name_hint: str = "t", partitions: int = 1) -> str:
         name = f"{name_hint}-{uuid.uuid4().hex[:8]}"
-        what = {"num_partitions": partitions, "replication_factor": 1, "configs": {"max.message.bytes": "300"}}
+        what = {"num_partitions": partitions, "replication_factor": 1, "configs": configs}
         with contextlib.closing(KafkaAdminClient(bootstrap_servers=kafka.hosts)) as admin:
             admin.create_topics({name: what})
         return name

@@ -15,7 +15,7 @@ from rq.serializers import DefaultSerializer
 from flowkit import Flowkit
 from flowkit.clients.memory import Broker
 from flowkit.dispatch import Until
-from flowkit.message import PlainRecord, Record
+from flowkit.message import Partition, PlainRecord, Record
 from flowkit.producer import Producer
 from flowkit.queues import BACK, Writer, make_jobs
 from flowkit.responses import Response
@@ -98,3 +98,23 @@ def put_jobs(
 def an_entry(topic: str, offset: int, partition: int = 0, value: bytes | None = b"{}") -> tuple[Any, ...]:
     """A message as jobs hold it."""
     return (topic, partition, offset, 1_700_000_000_000, None, value, (), 0.0)
+
+
+class Owner:
+    """Who a consumer client tells of its partitions."""
+
+    def __init__(self) -> None:
+        self.moves: list[tuple[Partition, int, int]] = []
+        self.mine: set[Partition] = set()
+
+    def assigned(self, partitions: Any) -> None:
+        self.mine.update(partitions)
+
+    def revoked(self, partitions: Any) -> dict[Partition, int]:
+        self.mine.difference_update(partitions)
+        return {}
+
+    def confirmed(self, offsets: Any) -> None: ...
+    def lost(self, partitions: Any) -> None: ...
+    def moved(self, partition: Partition, before: int, after: int) -> None:
+        self.moves.append((partition, before, after))

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka import KafkaAdminClient, KafkaProducer
 from servers import Kafka, MakeTopic, WaitFor, why_not_apache_kafka
+from support import Owner
 
 from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settings
 from flowkit.clients import Unreadable, confluent_producer, kafka_python
@@ -152,26 +153,6 @@ def test_records_are_a_sequence() -> None:
 
 
 # What librdkafka does only now and then.
-
-
-class Owner:
-    """Who a consumer client tells of its partitions."""
-
-    def __init__(self) -> None:
-        self.moves: list[tuple[Partition, int, int]] = []
-        self.mine: set[Partition] = set()
-
-    def assigned(self, partitions: Any) -> None:
-        self.mine.update(partitions)
-
-    def revoked(self, partitions: Any) -> dict[Partition, int]:
-        self.mine.difference_update(partitions)
-        return {}
-
-    def confirmed(self, offsets: Any) -> None: ...
-    def lost(self, partitions: Any) -> None: ...
-    def moved(self, partition: Partition, before: int, after: int) -> None:
-        self.moves.append((partition, before, after))
 
 
 class Librdkafka:

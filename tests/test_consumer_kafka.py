@@ -171,6 +171,26 @@ def test_among_many_answers_those_that_kafka_refuses_lead_to_dead_letters(
     assert answers == set(range(2_000)) - large
 
 
+def test_an_answer_that_is_not_valid_in_its_topic_is_the_only_one_to_become_a_dead_letter(
+    apache: Kafka, topic: MakeTopic, compacted_topic: MakeTopic, tmp_path: Path, wait_for: WaitFor
+) -> None:
+    """A broker refuses a batch for it, and clients send it in the same batch again."""
+    out, dead = compacted_topic("answers"), topic("dead")
+    guarded = Guarded(apache.hosts, tmp_path, topic("keyed", 2), out)
+    for partition in range(2):
+        numbers = range(partition, 200, 2)
+        guarded.put(
+            *({"n": n, "size": 10} | ({} if n == 100 else {"key": f"{n}"}) for n in numbers), partition=partition
+        )
+    env = {**guarded.env, "ANSWERING_DEAD": dead}
+    with Process("flowkit", "run", "answering:app", env=env, log=guarded.log) as process:
+        wait_for(lambda: (guarded.committed(), guarded.committed(1)) == (100, 100), 60)
+        assert process.stop() == 0
+    assert [json.loads(record.value)["n"] for record in read_topic(apache.hosts, dead, 1)] == [100]
+    answers = {json.loads(record.value)["n"] for record in read_topic(apache.hosts, out, 199)}
+    assert answers == set(range(200)) - {100}
+
+
 # Stopping.
 
 

@@ -28,6 +28,7 @@ from rq.serializers import DefaultSerializer
 from flowkit import Flowkit, Message, Retry
 from flowkit.alarm import Alarm
 from flowkit.clients.memory import Broker
+from flowkit.clients.memory import Producer as MemoryProducer
 from flowkit.dispatch import Handling
 from flowkit.errors import DeliveryError, QueueError, RedisUnavailable, RouteNotFound
 from flowkit.interchangers import Base64
@@ -1008,6 +1009,38 @@ def test_a_response_that_kafka_refuses_fails_only_its_message(shop: Shop) -> Non
     shop.work_all()
     assert attempts == [(0, 1), (1, 1), (2, 1), (1, 2)]
     assert [record.value for record in shop.broker.records("invoices")] == [b"0", b"2", b"1"]
+
+
+def test_of_several_responses_the_one_that_is_itself_refused_decides_whether_it_was_an_attempt(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+
+    @shop.app.topic("orders")
+    @shop.app.responds_to("invoices")
+    @shop.app.responds_to("receipts")
+    def bill(order: int, message: Message) -> None:
+        attempts.append(message.attempt)
+        shop.app.respond_to("invoices", order)
+        shop.app.respond_to("receipts", order)
+
+    refusals = {
+        "invoices": DeliveryError("ended with another", with_another=True),
+        "receipts": DeliveryError("too large"),
+    }
+    send = MemoryProducer.send
+    monkeypatch.setattr(
+        MemoryProducer,
+        "send",
+        lambda self, topic, *rest: refusals.pop(topic, None) or send(self, topic, *rest),
+    )
+    shop.enqueue("orders", b"1")
+    shop.work_all()
+    assert attempts == [1, 2]
+    assert [record.value for topic in ("invoices", "receipts") for record in shop.broker.records(topic)] == [
+        b"1",
+        b"1",
+    ]
 
 
 def test_kafkas_absence_is_no_attempt_of_a_message_in_a_pack(shop: Shop) -> None:

@@ -426,6 +426,26 @@ def test_a_message_that_is_too_large_does_not_spoil_the_next_ones(
     assert [record.value for record in read_topic(kafka.hosts, name, 2)] == [b"before", b"after"]
 
 
+class OverProducer(MemoryProducer):
+    """Refuses everything, and says that it always will."""
+
+    is_over = True
+
+    def send(self, *message: Any) -> Any:
+        raise DeliveryError("this client is over")
+
+
+def test_a_client_that_is_over_as_it_says_when_something_is_sent_is_replaced(app: Flowkit) -> None:
+    broker = connect(app)
+    make = app.producer._make
+    app.producer._make = lambda _: OverProducer(broker)  # type: ignore[assignment]
+    with pytest.raises(DeliveryError, match="this client is over"):
+        app.producer.start(Response("orders", b"1"))
+    app.producer._make = make
+    app.producer.start(Response("orders", b"2"))
+    assert [record.value for record in broker.records("orders")] == [b"2"]
+
+
 SCRIPT = """
 import logging, os, sys
 from flowkit import Flowkit

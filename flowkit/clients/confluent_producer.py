@@ -63,6 +63,9 @@ FAILED = (KafkaException, SystemError, TimeoutError)
 is raised here for one that does not come back.
 """
 
+OF_A_BATCH = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD}
+"""With these a broker refuses a batch as a whole, for one message in it."""
+
 LATE = 1.0
 """Seconds beyond its time that a call is waited for. ``send_offsets_to_transaction`` of librdkafka 2.16 was still under way
 half a minute after the broker had been killed in it and was back, with a time-out of 5 s.
@@ -118,7 +121,7 @@ class Delivery:
         """Called back by confluent-kafka 2; with an exception set, if its client is of no more use. A lock that is taken here
         then would never be free again.
         """
-        if error is not None and self.apart is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        if error is not None and self.apart is not None and error.code() in OF_A_BATCH:
             self.apart.append(self)
             return
         self.error = error
@@ -319,7 +322,7 @@ class Producer:
             return 0
 
     def _start_alone(self, delivery: Delivery) -> None:
-        """Again, but by itself: a broker that finds a batch too large refuses all of its messages."""
+        """Again, but by itself."""
         delivery.apart = None
         try:
             self._start(delivery)

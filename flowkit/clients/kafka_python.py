@@ -277,7 +277,7 @@ class Producer:
         except kafka_errors.KafkaTimeoutError as error:
             raise no_topic(topic, self._timeout) from error
         except kafka_errors.IllegalStateError as error:  # somebody else has just closed it, to have a new one
-            raise DeliveryError(f"{topic}: this client is closed: {error!r}", passing=True) from error
+            raise DeliveryError(f"{topic}: this producer is closed: {error!r}", passing=True) from error
         except (kafka_errors.KafkaError, AssertionError, TypeError, ValueError) as error:
             raise DeliveryError(f"{topic}: kafka-python refuses this message: {error!r}") from error
 

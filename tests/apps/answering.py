@@ -1,4 +1,4 @@
-"""An inline handler that answers each message with what it returns, ``size`` bytes and more."""
+"""An inline handler that answers each message with what it returns, ``size`` bytes and more; or with its ``key``."""
 
 import os
 
@@ -15,5 +15,9 @@ app = Flowkit(
 
 @app.topic(os.environ["GUARDED_IN"], group=os.environ["GUARDED_IN"])
 @app.responds_to(os.environ["GUARDED_OUT"])
-def answer(order: dict) -> dict:
-    return {"n": order["n"], "padding": "x" * order["size"]}
+def answer(order: dict) -> dict | None:
+    data = {"n": order["n"], "padding": "x" * order["size"]}
+    if "key" not in order:
+        return data
+    app.respond_to(os.environ["GUARDED_OUT"], data, key=order["key"])
+    return None
