@@ -530,10 +530,9 @@ class Messages:
             record = self.handling.record(entry)
         except Exception as problem:  # an interchanger of the user's
             logger.debug("%s[%d]@%d cannot be read: %r", entry.topic, entry.partition, entry.offset, problem)
+        # another response of the same message may only have ended together with the one that was refused
         before = self._failed.get(index)
-        if before is None or (
-            is_passing(before.error) and not is_passing(error)
-        ):  # that one is why the other has failed
+        if before is None or (is_passing(before.error) and not is_passing(error)):
             self._failed[index] = Failure(index, entry, record, error)
 
     def settle(self, *, wait: bool) -> None:
