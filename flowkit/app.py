@@ -385,10 +385,10 @@ class Flowkit:
             self._producer = Producer(lambda: self.settings, self._make_producer)
         return self._producer
 
-    def _make_producer(self, settings: Settings, transactional_id: str | None = None) -> ProducerClient:
+    def _make_producer(self, settings: Settings, **options: Any) -> ProducerClient:
         from .clients.opening import producer_client
 
-        return producer_client(settings if settings.kafka.hosts else self.settings_for_kafka(), transactional_id)
+        return producer_client(settings if settings.kafka.hosts else self.settings_for_kafka(), **options)
 
     @property
     def handlings(self) -> Mapping[str, Handling]:

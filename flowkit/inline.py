@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DeliveryError
 from .message import Partition, Record
-from .underway import Sent, UnderWay
+from .underway import Passed, Sent, UnderWay
 
 if TYPE_CHECKING:
     from .consumer import Consumer, Track
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 MOST_SENT = 10_000
-"""Responses that Kafka has not confirmed, beyond which nothing is handled until it has."""
+"""Deliveries under way, beyond which nothing is handled until Kafka has confirmed them."""
 
 LAST_CHANCE = 5.0
 """Seconds that a rebalance waits for what Kafka has not confirmed of partitions that leave. The rest comes again elsewhere."""
@@ -185,9 +185,16 @@ class Inline:
         if self.waits:
             self._let_go()
         urgent = self.is_urgent or self.transactions is not None or not loop.batch
-        if urgent or (commits and (loop.enough_to_commit() or loop.producer.under_way)):
+        if urgent or (commits and (loop.enough_to_commit() or loop.producer.under_way or self._is_to_be_asked())):
             return self.settle()
         return set()
+
+    def _is_to_be_asked(self) -> bool:
+        """Whether it is not known what Kafka has confirmed until everything is waited for."""
+        if not self.waits:
+            return False
+        client = self.loop.producer.here
+        return client is not None and not client.tells_each
 
     def settle(self) -> set[Partition]:
         """Waits for every response, and puts back the messages whose responses Kafka did not confirm.
@@ -222,7 +229,12 @@ class Inline:
         for partition, ((record, response, _), error) in failed.items():
             if partition in loop.left:  # while a hook took long
                 continue
-            handling, track = loop.handlings[record.topic], loop.track(partition)
+            handling, track = loop.handlings[partition.topic], loop.track(partition)
+            if isinstance(record, Passed):
+                # handled once more, and its response is sent by itself: if that is refused too, the message is at hand
+                track.alone_to = max(record.offset, track.alone_to or 0)
+                loop.put_back(partition, track, record.offset, 0.0)
+                continue
             passing = error.passing or handling.take_apart(record)
             problem = DeliveryError(f"{response.topic}: {error}", passing=passing)
             if handling.is_copy([response]):
@@ -251,12 +263,12 @@ class Inline:
         for under_way in self._sent.values():
             if under_way:
                 self._tell(under_way.let_go(client))
-                left += len(under_way)
+                left += len(under_way.sent)
                 if under_way:
                     self.waits = True
                     if under_way.has_ended(client):
                         self.is_urgent = True
-        self.is_urgent = self.is_urgent or left > MOST_SENT
+        self.is_urgent = self.is_urgent or client.has_failed or left > MOST_SENT
 
     def leave(self, partitions: Sequence[Partition]) -> None:
         """Looks at what is under way of partitions that leave, so that it need not come again. Waits for it, unless they leave

@@ -78,7 +78,8 @@ class Producer:
                 client = self._clients.get(slot)
                 if client is None:
                     began = time.monotonic()
-                    client = self._clients[slot] = self._make(self._settings())
+                    options = {} if isinstance(slot[1], int) else {"tells_each": False}
+                    client = self._clients[slot] = self._make(self._settings(), **options)
                     self.opening += time.monotonic() - began
                     self._met = set()
                     # anew for each client, which closes itself at exit: what was registered last runs first

@@ -10,6 +10,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -518,16 +520,19 @@ def test_messages_sent_together_wait_once_for_a_client_that_is_full(apache: Kafk
 
 
 def test_of_messages_sent_together_each_has_an_outcome_though_values_repeat(producer: Producer) -> None:
-    together = Deliveries("orders", [b"1", b"2", b"1", None], None)
+    together = Deliveries(producer, "orders", [b"1", b"2", b"1", None])
     refused = Message(topic="orders", partition=0, offset=-1, value=b"1", key=None, timestamp=(1, 5))
     none = Message(topic="orders", partition=0, offset=-1, value=None, key=None, timestamp=(1, 5))
     error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
 
     for message in (refused, none, refused):
         together.end(error, message)
+    assert producer.has_failed
+    together.number = 3
+    producer.drained = 2
     assert not together.is_done
-    together.end(None, None)
 
+    producer.drained = 3
     assert together.is_done
     assert [producer.outcome(delivery) is None for delivery in together.apart()] == [False, True, False, False]
 
@@ -583,3 +588,56 @@ def test_a_call_of_librdkafka_that_does_not_come_back_is_not_waited_for(monkeypa
 
     with pytest.raises(ValueError, match=r"0\.001"):
         confluent_producer._call(refuse, deadline=0.0)
+
+
+@pytest.fixture
+def laconic(apache: Kafka) -> Iterator[Producer]:
+    """A producer that is not told of each message that Kafka has confirmed."""
+    made = Producer(load(apache.hosts), tells_each=False)
+    yield made
+    made.close(5)
+
+
+def test_where_only_failures_are_told_the_others_are_known_to_be_confirmed_when_none_is_under_way(
+    laconic: Producer, topic: MakeTopic, wait_for: WaitFor
+) -> None:
+    name = topic("orders")
+    alone, together = laconic.send(name, b"1", None, (), None), laconic.send_together(name, [b"2", b"3"])
+    assert not laconic.ended(alone)
+    problem = laconic.outcome(together)
+    assert problem is not None
+    assert problem.passing
+
+    wait_for(lambda: laconic.confirmed([alone, together]) == 2)
+    assert laconic.ended(together)
+    assert [laconic.outcome(one) for one in (alone, together, *together.apart())] == [None] * 4
+    assert not laconic.has_failed
+
+
+def test_where_only_failures_are_told_one_is_told_before_a_flush_and_is_found_after_it(
+    laconic: Producer, small_topic: MakeTopic, wait_for: WaitFor
+) -> None:
+    name, values = small_topic("out"), [b"1", b"x" * 5_000, b"3"]
+    alone, together = laconic.send(name, b"0", None, (), None), laconic.send_together(name, values)
+
+    def told() -> bool:
+        laconic.confirmed([alone])
+        return laconic.has_failed
+
+    wait_for(told)
+    laconic.flush(20)
+    assert laconic.outcome(alone) is None
+    problem = laconic.outcome(together)
+    assert problem is not None
+    assert "MSG_SIZE_TOO_LARGE" in str(problem)
+    assert [laconic.outcome(one) is None for one in together.apart()] == [True, False, True]
+    assert not laconic.has_failed
+
+
+def test_what_was_submitted_is_told_of_where_only_failures_are(
+    laconic: Producer, topic: MakeTopic, small_topic: MakeTopic
+) -> None:
+    ended: SimpleQueue[str] = SimpleQueue()
+    for name, value in ((topic("orders"), b"1"), (small_topic("small"), b"x" * 5_000)):
+        laconic.notify(laconic.send(name, value, None, (), None), partial(ended.put, name))
+        assert ended.get(timeout=20) == name

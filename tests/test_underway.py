@@ -24,9 +24,9 @@ def look(*sent: tuple[int, DeliveryError | None]) -> tuple[Counter[str], int | N
     client: Any = SimpleNamespace(outcome=lambda outcome: outcome)
     confirmed, refused = under_way.look(client)
     if refused is None:
-        return confirmed, None, None, len(under_way)
+        return confirmed, None, None, len(under_way.sent)
     (found, _, _), problem = refused
-    return confirmed, found.offset, problem, len(under_way)
+    return confirmed, found.offset, problem, len(under_way.sent)
 
 
 def test_all_is_confirmed() -> None:
@@ -64,10 +64,10 @@ class Late:
 
 def test_what_is_under_way_together_may_still_come_to_a_good_end() -> None:
     under_way, late = UnderWay(SimpleNamespace(), SimpleNamespace()), Late(2)  # type: ignore[arg-type]
-    under_way.keep(Together([make_record(offset=5), make_record(offset=6)], "out", late), 2)
+    under_way.keep(Together(range(5, 7), "out", late))
 
     confirmed, refused = under_way.look(late)  # type: ignore[arg-type]
-    assert (confirmed, len(under_way), under_way.offset) == ({}, 2, 5)
+    assert (confirmed, under_way.offset, under_way.last_offset) == ({}, 5, 6)
     assert refused is not None
     assert (refused[0][0].offset, str(refused[1])) == (5, "not in time")
 

@@ -90,6 +90,14 @@ class ProducerClient(Protocol):
     many they are, ``is_done`` says whether all have ended, and ``apart()`` gives a handle for each of them then.
     """
 
+    tells_each: bool
+    """Whether it learns of each delivery when the broker has confirmed it. Else it knows no more than that none is under way,
+    and after a ``flush`` of all of them.
+    """
+
+    has_failed: bool
+    """Whether it has learned since the last ``flush`` that a delivery ended badly. May stay False if it ``tells_each``."""
+
     def send(
         self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
     ) -> Any:
@@ -165,4 +173,6 @@ class InDoubt(Exception):
 
 MakeConsumer = Callable[[Settings, str], ConsumerClient]
 MakeProducer = Callable[..., ProducerClient]
-"""Called with the settings; and with ``transactional_id=...`` for a ``TransactionalClient``."""
+"""Called with the settings, and with ``tells_each=False`` for a client whose owner looks at what it has sent after a ``flush``
+only; or with ``transactional_id=...`` for a ``TransactionalClient``.
+"""

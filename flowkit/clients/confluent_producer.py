@@ -66,6 +66,9 @@ is raised here for one that does not come back.
 OF_A_BATCH = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD}
 """With these a broker refuses a batch as a whole, for one message in it."""
 
+UNKNOWN = float("inf")
+"""The number of what librdkafka does not have."""
+
 LATE = 1.0
 """Seconds beyond its time that a call is waited for. ``send_offsets_to_transaction`` of librdkafka 2.16 was still under way
 half a minute after the broker had been killed in it and was back, with a time-out of 5 s.
@@ -103,29 +106,55 @@ def _cause(error: BaseException) -> Any:
 class Delivery:
     """What becomes of one message. ``error`` is None while it is under way, and where Kafka has confirmed."""
 
-    __slots__ = ("apart", "error", "headers", "is_done", "key", "partition", "topic", "value")
+    __slots__ = (
+        "alone",
+        "client",
+        "error",
+        "headers",
+        "is_done",
+        "key",
+        "number",
+        "partition",
+        "topic",
+        "value",
+        "waits",
+    )
 
     def __init__(
-        self, topic: str, value: Any, key: Any, partition: int, headers: HeaderPairs, apart: deque[Delivery] | None
+        self,
+        client: Producer,
+        topic: str,
+        value: Any,
+        key: Any = None,
+        partition: int = -1,
+        headers: HeaderPairs = (),
     ) -> None:
+        self.client = client
         self.topic = topic
         self.value = value
         self.key = key
         self.partition = partition
         self.headers = headers
-        self.apart = apart
-        self.is_done = False
+        self.number = UNKNOWN
+        self.alone = self.waits = self.is_done = False
         self.error: Any = None
 
     def end(self, error: Any, _: Any) -> None:
         """Called back by confluent-kafka 2; with an exception set, if its client is of no more use. A lock that is taken here
         then would never be free again.
         """
-        if error is not None and self.apart is not None and error.code() in OF_A_BATCH:
-            self.apart.append(self)
-            return
+        if error is not None:
+            self.client.has_failed = True
+            if error.code() in OF_A_BATCH and not self.alone and self.client.apart is not None:
+                self.waits = True
+                self.client.apart.append(self)
+                return
         self.error = error
         self.is_done = True
+
+    def has_ended(self, drained: int) -> bool:
+        """``drained``: the number of the last message up to which all have ended."""
+        return self.is_done or (self.number <= drained and not self.waits)
 
 
 class Deliveries:
@@ -136,15 +165,15 @@ class Deliveries:
     with the same value.
     """
 
-    __slots__ = ("_alone", "_apart", "_confirmed", "_hashes", "_topic", "refusal")
+    __slots__ = ("_alone", "_client", "_hashes", "_topic", "number", "refusal")
 
-    def __init__(self, topic: str, values: Sequence[bytes | None], apart: deque[Delivery] | None) -> None:
+    def __init__(self, client: Producer, topic: str, values: Sequence[bytes | None]) -> None:
+        self._client = client
         self._topic = topic
         self._hashes = array("q", map(hash, values))
-        self._apart = apart
-        self._confirmed: list[None] = []
         self._alone: dict[int, Delivery] = {}
         """By position those that went another way."""
+        self.number = UNKNOWN
         self.refusal: DeliveryError | None = None
         """Why the message behind these could not be sent, nor those behind that one."""
 
@@ -154,22 +183,18 @@ class Deliveries:
     def end(self, error: Any, message: Any) -> None:
         """As ``Delivery.end`` is called."""
         if error is None:
-            self._confirmed.append(None)  # from any thread
             return
         value = message.value()
-        delivery = self._delivery(value)
+        delivery = Delivery(self._client, self._topic, value)
         wanted = hash(value)
         for at, one in enumerate(self._hashes):
             if one == wanted and self._alone.setdefault(at, delivery) is delivery:
                 delivery.end(error, message)
                 return
 
-    def _delivery(self, value: bytes | None) -> Delivery:
-        return Delivery(self._topic, value, None, -1, (), self._apart)
-
     def alone(self, at: int, value: bytes | None) -> Delivery:
         """The message at this position gets a delivery of its own."""
-        found = self._alone[at] = self._delivery(value)
+        found = self._alone[at] = Delivery(self._client, self._topic, value)
         return found
 
     def end_before(self, at: int, refusal: DeliveryError) -> None:
@@ -178,12 +203,13 @@ class Deliveries:
         self._alone.pop(at, None)
         del self._hashes[at:]
 
+    def has_ended(self, drained: int) -> bool:
+        """As ``Delivery.has_ended``: whether all have."""
+        return self.number <= drained and all(one.has_ended(drained) for one in list(self._alone.values()))
+
     @property
     def is_done(self) -> bool:
-        alone = self._alone
-        if len(self._confirmed) + len(alone) < len(self._hashes):
-            return False
-        return not alone or all(delivery.is_done for delivery in list(alone.values()))
+        return self.has_ended(self._client.drained)
 
     @property
     def error(self) -> Any:
@@ -199,28 +225,50 @@ class Deliveries:
         for at in range(len(self)):
             delivery = self._alone.get(at)
             if delivery is None:
-                delivery = self._delivery(None)
+                delivery = Delivery(self._client, self._topic, None)
                 delivery.is_done = True
             found.append(delivery)
         return found
 
 
 class Producer:
-    """A ``ProducerClient`` on librdkafka's producer."""
+    """A ``ProducerClient`` on librdkafka's producer.
 
-    def __init__(self, settings: Settings, **more: Any) -> None:
-        options = {**confluent_options(settings, PRODUCER), **more}
+    ``tells_each`` is whether confluent-kafka calls back for a message that Kafka has confirmed, which takes as long as to send
+    it. Else it does for those that Kafka refuses only, and the others are known to be confirmed when none is under way.
+    """
+
+    def __init__(self, settings: Settings, *, tells_each: bool = True, **more: Any) -> None:
+        options = {**confluent_options(settings, PRODUCER), "delivery.report.only.error": not tells_each, **more}
         self._timeout = settings.connection_pool.timeout
         self._trouble = Trouble(settings)
         self._producer = self._trouble.opened(confluent_kafka.Producer, options)
         self._partitions: dict[str, int] = {}
         self._known_until = 0.0
-        self._apart: deque[Delivery] | None = deque()
+        self.tells_each = tells_each
+        self.has_failed = False
+        self.apart: deque[Delivery] | None = deque()
+        """Those to be sent again by themselves; None where they cannot be."""
+        self._started = self.drained = 0
+        """The number of the last message that was started, and of one up to which all have ended. A message has its number when
+        librdkafka has it, not before.
+        """
         self._serving: threading.Thread | None = None
         self._lock, self._one_by_one = threading.Lock(), threading.Lock()
         self._waiting: list[tuple[Delivery, Callable[[], None]]] = []
         self._end: Any = None
         self._closed = False
+
+    def _number(self) -> int:
+        with self._lock:
+            self._started += 1
+            return self._started
+
+    def _note_drained(self, started: int) -> None:
+        """``started``: the number of the last message when it was asked whether any is under way, and none was."""
+        if self._end is None:
+            with self._lock:
+                self.drained = max(self.drained, started)
 
     def send(
         self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None
@@ -228,12 +276,13 @@ class Producer:
         if topic not in self._partitions or time.monotonic() > self._known_until:
             self._count(topic)
         number = -1 if partition is None else partition
-        delivery = Delivery(topic, value, key, number, headers, self._apart)
+        delivery = Delivery(self, topic, value, key, number, headers)
         if headers:
             self._start(delivery)
             return delivery
         try:
             self._producer.produce(topic, value, key, number, delivery.end)
+            delivery.number = self._number()
         except (BufferError, KafkaException, TypeError, ValueError):
             self._start(delivery)  # which waits, or says what is wrong
         return delivery
@@ -241,7 +290,7 @@ class Producer:
     def send_together(self, topic: str, values: Sequence[bytes | None]) -> Deliveries:
         if topic not in self._partitions or time.monotonic() > self._known_until:
             self._count(topic)
-        found = Deliveries(topic, values, self._apart)
+        found = Deliveries(self, topic, values)
         produce, end = self._producer.produce, found.end
         rest = iter(values)
         while length_hint(rest):
@@ -255,6 +304,7 @@ class Producer:
                 except DeliveryError as error:
                     found.end_before(at, error)
                     break
+        found.number = self._number()
         return found
 
     def _start(self, delivery: Delivery) -> None:
@@ -263,6 +313,7 @@ class Producer:
         while True:
             try:
                 self._producer.produce(*message, headers=[*delivery.headers])
+                delivery.number = self._number()
                 return
             except BufferError as error:  # it holds as many as it may
                 deadline = deadline or time.monotonic() + self._timeout
@@ -282,15 +333,15 @@ class Producer:
 
     def _count(self, topic: str) -> int:
         """The number of its partitions. librdkafka would make a topic that does not exist, or find out half a minute later."""
-        count = self._partitions.get(topic, 0)
-        if count and time.monotonic() < self._known_until:
-            return count
+        known = self._partitions.get(topic, 0)
+        if known and time.monotonic() < self._known_until:
+            return known
         try:
             topics = self._producer.list_topics(timeout=self._timeout).topics  # of one topic alone, it would make it
         except KafkaException as error:
-            if count:  # else each message would wait as long
+            if known:  # else each message would wait as long
                 self._known_until = time.monotonic() + self._timeout
-                return count
+                return known
             raise no_topic(topic, self._timeout) from error
         self._known_until = time.monotonic() + METADATA_AGE
         self._partitions = {name: len(found.partitions) for name, found in topics.items() if found.partitions}
@@ -300,13 +351,21 @@ class Producer:
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        left = self._served(self._producer.flush, timeout)
+        left = self._flushed(timeout)
         with self._one_by_one:  # also to wait for those that another thread sends again
-            while self._apart and not left:
-                self._start_alone(self._apart.popleft())
-                left = self._served(self._producer.flush, max(0.0, deadline - time.monotonic()))
+            while self.apart and not left:
+                self._start_alone(self.apart.popleft())
+                left = self._flushed(max(0.0, deadline - time.monotonic()))
+        self.has_failed = False
         if left:
             logger.warning("Kafka did not confirm every message within %g s", timeout)
+
+    def _flushed(self, timeout: float) -> int:
+        started = self._started
+        left = self._served(self._producer.flush, timeout)
+        if not left:
+            self._note_drained(started)
+        return left
 
     def _served(self, call: Callable[[float], int], timeout: float) -> int:
         """What a call gives that calls back for deliveries. After an error that is the end of this client, none more are told:
@@ -323,21 +382,21 @@ class Producer:
 
     def _start_alone(self, delivery: Delivery) -> None:
         """Again, but by itself."""
-        delivery.apart = None
+        delivery.alone, delivery.waits, delivery.number = True, False, UNKNOWN
         try:
             self._start(delivery)
         except DeliveryError as error:
             delivery.end(error, None)
 
     def ended(self, delivery: Delivery | Deliveries) -> bool:
-        if not delivery.is_done:
-            self._served(self._producer.poll, 0)
-            if self._apart:
+        if not delivery.has_ended(self.drained):
+            self._serve_now()
+            if self.apart:
                 self.flush(self._timeout)
-        return delivery.is_done or self._end is not None
+        return delivery.has_ended(self.drained) or self._end is not None
 
     def outcome(self, delivery: Delivery | Deliveries) -> DeliveryError | None:
-        if not delivery.is_done:
+        if not delivery.has_ended(self.drained):
             why = f": {self._end}" if self._end is not None else " in time"
             return DeliveryError(f"Kafka did not confirm the message{why}", passing=True)
         if delivery.error is None:
@@ -347,12 +406,19 @@ class Producer:
         return self._problem("Kafka did not take the message", delivery.error)
 
     def confirmed(self, deliveries: Iterable[Delivery | Deliveries]) -> int:
-        self._served(self._producer.poll, 0)
-        return sum(1 for _ in takewhile(lambda delivery: delivery.is_done and delivery.error is None, deliveries))
+        self._serve_now()
+        drained = self.drained
+        return sum(1 for _ in takewhile(lambda one: one.has_ended(drained) and one.error is None, deliveries))
+
+    def _serve_now(self, timeout: float = 0) -> None:
+        self._served(self._producer.poll, timeout)
+        started = self._started
+        if not len(self._producer):
+            self._note_drained(started)
 
     def notify(self, delivery: Delivery, tell: Callable[[], None]) -> None:
         with self._lock:
-            if not delivery.is_done and not self.is_over:
+            if not delivery.has_ended(self.drained) and not self.is_over:
                 self._waiting.append((delivery, tell))
                 if self._serving is None:  # librdkafka tells nothing by itself
                     self._serving = threading.Thread(target=self._serve, name="flowkit-deliveries", daemon=True)
@@ -368,15 +434,15 @@ class Producer:
         """Tells of deliveries that have ended, and at the end of those that have not."""
         over = False
         while not over:
-            self._served(self._producer.poll, 0.01 if self._waiting else 0.1)
-            if self._apart:
+            self._serve_now(0.01 if self._waiting else 0.1)
+            if self.apart:
                 self.flush(self._timeout)
             with self._lock:
                 over = self.is_over
                 waiting, self._waiting = self._waiting, []
                 ended: list[tuple[Delivery, Callable[[], None]]] = []
                 for one, tell in waiting:
-                    (ended if one.is_done or over else self._waiting).append((one, tell))
+                    (ended if over or one.has_ended(self.drained) else self._waiting).append((one, tell))
             for _, tell in ended:
                 tell()
 
@@ -402,6 +468,7 @@ class TransactionalProducer(Producer):
         options = confluent_options(settings, PRODUCER)
         super().__init__(
             settings,
+            tells_each=False,
             **{
                 "transactional.id": transactional_id,
                 "transaction.timeout.ms": in_ms(longest),
@@ -411,7 +478,7 @@ class TransactionalProducer(Producer):
                 "socket.timeout.ms": min(options["socket.timeout.ms"], in_ms(longest)),
             },
         )
-        self._apart = None  # the transaction is void then, and tried again without the message
+        self.apart = None  # the transaction is void then, and tried again without the message
         try:
             self._producer.init_transactions(longest)
         except KafkaException as error:

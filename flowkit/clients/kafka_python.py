@@ -239,6 +239,9 @@ class _AsItIs(Serializer):  # type: ignore[misc]
 class Producer:
     """A ``ProducerClient`` on ``KafkaProducer``."""
 
+    tells_each = True
+    has_failed = False
+
     def __init__(self, settings: Settings, **more: Any) -> None:
         options = {**client_options(settings, KafkaProducer, PRODUCER), **more}
         options["max_block_ms"] = in_ms(settings.connection_pool.timeout)

@@ -72,7 +72,7 @@ class Broker:
     def consumer(self, settings: Settings, group: str) -> Consumer:  # noqa: ARG002
         return Consumer(self, group)
 
-    def producer(self, settings: Settings, transactional_id: str | None = None) -> Producer:  # noqa: ARG002
+    def producer(self, settings: Settings, transactional_id: str | None = None, **_: Any) -> Producer:  # noqa: ARG002
         return Producer(self) if transactional_id is None else TransactionalProducer(self)
 
 
@@ -175,7 +175,8 @@ class Consumer:
 class Producer:
     """A ``ProducerClient``; ``broker.refuse`` is the error that the next deliveries end with."""
 
-    is_over = False
+    is_over = has_failed = False
+    tells_each = True
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker

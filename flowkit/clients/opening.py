@@ -17,13 +17,15 @@ def consumer_client(settings: Settings, group: str) -> ConsumerClient:
     return Consumer(settings, group)
 
 
-def producer_client(settings: Settings, transactional_id: str | None = None) -> ProducerClient:
+def producer_client(
+    settings: Settings, transactional_id: str | None = None, *, tells_each: bool = True
+) -> ProducerClient:
     """A ``TransactionalClient`` where an id is given. Raises ``ConfigurationError`` and ``BrokerUnavailable``."""
     if settings.client == "confluent":
         from . import confluent_producer
 
         if transactional_id is None:
-            return confluent_producer.Producer(settings)
+            return confluent_producer.Producer(settings, tells_each=tells_each)
         return confluent_producer.TransactionalProducer(settings, transactional_id)
     if transactional_id is None:
         from .kafka_python import Producer
