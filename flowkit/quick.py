@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from operator import attrgetter, length_hint
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 UNWATCHED, MOST_UNWATCHED = 0.001, 128
 """Seconds, about, and messages at most, between two looks at the clock where messages take next to no time."""
+
+EVERY = 4
+"""Of so many messages that are answered one after the other the clock is looked at behind one."""
 
 
 class SendTogether(Protocol):
@@ -73,6 +77,7 @@ class Slice:
     def __init__(self, records: Sequence[Record], send: Send, until: Until) -> None:
         self.records = records
         self.send = send
+        self.sends_together = hasattr(send, "together")
         self.until = until
         parts, self.value_of = parts_of(records)
         self.rest = iter(parts)  # of which is known how many are left, also where a handler has failed
@@ -110,7 +115,9 @@ class QuickWay:
         if handling.declarations:
             handle = self._respond
             slice_.calls = Calls(handling.route.name, handling.declarations, handling.parser)
-        step = 1
+        step = (
+            1 if attempt > 1 or not handling.declarations else MOST_UNWATCHED
+        )  # ``_respond`` looks at the clock itself
         try:
             while length_hint(slice_.rest):
                 began = clock()
@@ -163,55 +170,68 @@ class QuickWay:
 
     def _respond(self, slice_: Slice, values: Iterator[bytes | None]) -> None:
         """For a handler that declares responses. What those return one after the other is sent together, if it is not long:
-        no answer waits for more than ``UNWATCHED`` seconds, and for the message in hand.
+        no answer waits for more than ``UNWATCHED`` seconds, and for the ``EVERY`` messages in hand.
         """
-        handling, read, takes_message, until = self._handling, self._read, self._takes_message, slice_.until
-        handler: Any = handling.route.handler
+        read, takes_message, until = self._read, self._takes_message, slice_.until
+        handler: Any = self._handling.route.handler
         each, reception = slice_.each, slice_.reception
-        calls, set_current = slice_.calls, current.set
-        answers_parser, is_json = self._parser, self._parser is Json
-        together = getattr(slice_.send, "together", None) if self._answers_to else None
+        calls, set_current, dumps = slice_.calls, current.set, orjson.dumps
+        is_json, made = slice_.sends_together and self._answers_to is not None and self._parser is Json, calls.made
         answers: list[bytes | None] = []
-        first = number = slice_.begun
+        add = answers.append
+        first = slice_.begun
         clock = time.monotonic
         end = clock() + UNWATCHED
         try:
-            for value in values:
-                message = Message(next(each), reception) if takes_message else None
-                payload = read(value)
-                calls.number = number
-                set_current((calls, number))
-                if message is None:
-                    result = handler(payload)
-                else:
-                    message._payload = payload
+            for number, value in enumerate(values, first):
+                if takes_message:
+                    message = Message(next(each), reception)
+                    message._payload = payload = read(value)
+                    calls.number = number
+                    set_current((calls, number))
                     result = handler(payload, message)
-                if type(result) is not dict:
+                else:
+                    payload = read(value)
+                    calls.number = number
+                    set_current((calls, number))
+                    result = handler(payload)
+                kept = False
+                if type(result) is dict:
+                    calls.number = -1
+                    if is_json and not made:
+                        try:
+                            add(dumps(result))  # without a default it takes half the time
+                            kept = True
+                        except Exception:
+                            kept = False  # the usual way says what is wrong, if anything is
+                else:
                     result = finish(result)
-                calls.number = -1
-                kept = together is not None and result is not None and number not in calls.made
-                if kept:
-                    try:
-                        if is_json and type(result) is dict:
-                            answers.append(orjson.dumps(result))  # without a default it takes half the time
-                        else:
-                            answers.append(encoded(result, answers_parser))
-                    except Exception:
-                        kept = False  # the usual way says what is wrong, if anything is
+                    calls.number = -1
                 if not kept:
-                    first = self._send(slice_, first, answers)
-                    responses = handling.end(calls.take(number), result)
-                    if responses:
-                        slice_.send(slice_.records[first], responses)
-                    first += 1
-                number += 1
-                if not until.at or clock() > end:
+                    first = self._end(slice_, number, result, first, answers)
+                if not until.at or (not number % EVERY and clock() > end):
                     break
         except (Exception, SystemExit, Abort):
-            calls.number, calls.made = -1, {}
+            calls.number = -1
+            made.clear()
             self._send(slice_, first, answers)
             raise
         self._send(slice_, first, answers)
+
+    def _end(self, slice_: Slice, number: int, result: Any, first: int, answers: list[bytes | None]) -> int:
+        """Ends the call for the record at position ``number``. ``first`` is that of the one that the first of the answers is
+        for; given back as it is then.
+        """
+        calls = slice_.calls
+        if self._answers_to and slice_.sends_together and result is not None and number not in calls.made:
+            with suppress(Exception):  # the usual way says what is wrong, if anything is
+                answers.append(encoded(result, self._parser))
+                return first
+        first = self._send(slice_, first, answers)
+        responses = self._handling.end(calls.take(number), result)
+        if responses:
+            slice_.send(slice_.records[first], responses)
+        return first + 1
 
     def _send(self, slice_: Slice, first: int, answers: list[bytes | None]) -> int:
         """Sends the answers to the records from position ``first`` on, and gives the position behind them."""

@@ -29,8 +29,8 @@ Sent = tuple[Record | Passed, Response, Any]
 
 
 class Together(NamedTuple):
-    """Messages of which each has one response, and the one delivery of all of them. The messages are not kept: what stays until
-    a commit is looked at by Python's garbage collector, which took a twentieth of the time.
+    """Messages of which each has one response, and the one delivery of all of them. The messages are not kept: thousands would
+    stay until the next commit, and to hand out memory that is in no cache took a twentieth of the time.
     """
 
     offsets: Sequence[int]

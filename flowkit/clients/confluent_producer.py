@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
@@ -170,7 +169,7 @@ class Deliveries:
     def __init__(self, client: Producer, topic: str, values: Sequence[bytes | None]) -> None:
         self._client = client
         self._topic = topic
-        self._hashes = array("q", map(hash, values))
+        self._hashes = list(map(hash, values))
         self._alone: dict[int, Delivery] = {}
         """By position those that went another way."""
         self.number = UNKNOWN
