@@ -144,6 +144,8 @@ class Consumer:
         self._lost: dict[Partition, Track] = {}
         self._silent = self._silent_before = 0.0
         self._polled_at = self.turned_at
+        self._begun: dict[Partition, int] = {}
+        """Offsets whose commit is under way."""
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
         self.received = 0.0
@@ -319,6 +321,7 @@ class Consumer:
     def read_anew(self, partition: Partition, topic_id: str) -> None:
         """Its topic is another one now, of the same name: starts at the first message."""
         track = self.tracks[partition] = Track(topic_id=topic_id, held=self.tracks[partition].held)
+        self._begun.pop(partition, None)
         self.client.seek(partition, 0)
         if not track.held:
             self.client.resume(partition)
@@ -445,9 +448,17 @@ class Consumer:
                 offsets[partition] = done
         return offsets
 
-    def commit(self) -> None:
-        """Commits what is finished. Where the group has moved on, the messages come again, to somebody."""
-        offsets = self._uncommitted()
+    def commit(self, *, wait: bool = False) -> None:
+        """Commits what is finished. Where the group has moved on, the messages come again, to somebody.
+
+        Where nothing hangs on it and the client can, it is not waited for: else a message that comes meanwhile would wait too.
+        """
+        client, offsets = self.client, self._uncommitted()
+        begin = None if wait or self.threshold or self.queueing is not None else getattr(client, "begin_commit", None)
+        if begin is not None:
+            offsets = {
+                partition: offset for partition, offset in offsets.items() if self._begun.get(partition) != offset
+            }
         if self.inline.waits and not offsets:
             return  # as soon as Kafka has confirmed something
         self._commit_at = time.monotonic() + self.settings.kafka.offset_commit_interval
@@ -455,7 +466,11 @@ class Consumer:
         if not offsets:
             return
         try:
-            self.client.commit(offsets)
+            if begin is not None:
+                self._begun.update(offsets)
+                begin(offsets)
+                return
+            client.commit(offsets)
         except CommitRefused as error:
             self.refused(offsets, error)
             return
@@ -468,7 +483,13 @@ class Consumer:
     def refused(self, offsets: Mapping[Partition, int], error: CommitRefused) -> None:
         """Kafka has not taken these offsets, because the group has moved on."""
         self._refused.update(offsets)
+        self._no_more_begun(offsets)
         logger.warning("group %s: the commit came too late, its messages come again: %s", self.group, error)
+
+    def _no_more_begun(self, offsets: Mapping[Partition, int]) -> None:
+        for partition, offset in offsets.items():
+            if self._begun.get(partition) == offset:
+                del self._begun[partition]
 
     def _note_confirmed(self) -> None:
         """Notes in Redis what Kafka has confirmed, here and in rebalances."""
@@ -476,7 +497,7 @@ class Consumer:
         if confirmed and self.queueing is not None:
             self.queueing.confirmed(confirmed)
 
-    # Rebalances. These five come from within a poll or a close, maybe on the client's own thread.
+    # Rebalances. These, and ``refused``, come from within a poll or a close, maybe on the client's own thread.
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
         self.new.extend(partition for partition in partitions if partition not in self.tracks)
@@ -493,9 +514,10 @@ class Consumer:
 
     def confirmed(self, offsets: Mapping[Partition, int]) -> None:
         self._confirmed.update(offsets)
+        self._no_more_begun(offsets)
         for partition, offset in offsets.items():
-            if partition in self.left:
-                self.left[partition].committed = offset
+            if (track := self.left.get(partition) or self.tracks.get(partition)) is not None:
+                track.committed = offset
             self._refused.pop(partition, None)
             self._behind.pop(partition, None)
 
@@ -531,6 +553,7 @@ class Consumer:
             track = self.tracks.pop(partition, None)
             if track is not None:
                 self.left[partition] = track
+            self._begun.pop(partition, None)
         self.new = [partition for partition in self.new if partition not in partitions]
         if self.queueing is not None:
             self.queueing.forget(partitions)
@@ -622,6 +645,7 @@ class Consumer:
         self.joined = False
         self.loan.error = None
         self._lost.clear()
+        self._begun.clear()
         if client is not None:
             try:
                 client.close(timeout)
@@ -640,7 +664,7 @@ class Consumer:
                 self.inline.settle()
                 if self.queueing is not None:
                     self.queueing.end()
-                self.commit()
+                self.commit(wait=True)
             except Exception as error:
                 self.clean = False
                 self.monitor.notice_error("stop", error, group=self.group)

@@ -106,6 +106,8 @@ class Owner:
     def __init__(self) -> None:
         self.moves: list[tuple[Partition, int, int]] = []
         self.mine: set[Partition] = set()
+        self.confirmations: list[Any] = []
+        self.refusals: list[tuple[Any, Exception]] = []
 
     def assigned(self, partitions: Any) -> None:
         self.mine.update(partitions)
@@ -114,7 +116,12 @@ class Owner:
         self.mine.difference_update(partitions)
         return {}
 
-    def confirmed(self, offsets: Any) -> None: ...
+    def confirmed(self, offsets: Any) -> None:
+        self.confirmations.append(offsets)
+
+    def refused(self, offsets: Any, error: Exception) -> None:
+        self.refusals.append((offsets, error))
+
     def lost(self, partitions: Any) -> None: ...
     def moved(self, partition: Partition, before: int, after: int) -> None:
         self.moves.append((partition, before, after))

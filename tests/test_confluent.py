@@ -24,7 +24,7 @@ from servers import Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 from support import Owner
 
 from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settings
-from flowkit.clients import Unreadable, confluent_producer, kafka_python
+from flowkit.clients import CommitRefused, Unreadable, confluent, confluent_producer, kafka_python
 from flowkit.clients.confluent import Consumer, Records
 from flowkit.clients.confluent_options import PRODUCER, confluent_options, consumer_options
 from flowkit.clients.confluent_producer import Deliveries, Producer, TransactionalProducer
@@ -190,6 +190,7 @@ def on(consumer: Librdkafka) -> tuple[Consumer, Owner]:
     client, owner = Consumer.__new__(Consumer), Owner()
     client._consumer, client._rebalance, client._trouble = consumer, owner, Trouble(load())
     client._topics, client._cooperative, client._reset, client._instance = 1, False, "earliest", None
+    client._failed = None
     client._at, client._paused, client._broken = {Partition("orders", 0): 5, Partition("orders", 1): 7}, set(), {}
     return client, owner
 
@@ -343,6 +344,72 @@ def test_it_reads_pauses_seeks_and_commits(
     assert client.joined()
     assert client.in_touch()
     assert client.missing_topics([name, "nowhere"]) == ["nowhere"]
+
+
+def test_a_commit_that_is_not_waited_for_is_told_in_a_later_poll(
+    kafka: Kafka, topic: MakeTopic, consume: Callable[..., tuple[Consumer, Owner]], wait_for: WaitFor
+) -> None:
+    name = topic("orders")
+    where = Partition(name, 0)
+    put(kafka.hosts, name, b"a", b"b", b"c")
+    client, owner = consume(name)
+    polled(client, 3)
+    for offset in (1, 2, 3):
+        client.begin_commit({where: offset})
+
+    def told() -> bool:
+        assert client.poll(0.1) == {}
+        return len(owner.confirmations) == 3
+
+    wait_for(told)
+    assert owner.confirmations == [{where: 1}, {where: 2}, {where: 3}]
+    assert client.committed(where) == 3
+    client.commit({where: 2})
+    client.poll(0.2)
+    assert len(owner.confirmations) == 3  # that one was waited for
+
+
+def test_a_commit_that_kafka_does_not_answer_is_waited_for_with_the_next_one(
+    kafka: Kafka, topic: MakeTopic, consume: Callable[..., tuple[Consumer, Owner]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = topic("orders")
+    where = Partition(name, 0)
+    put(kafka.hosts, name, b"a", b"b", b"c")
+    client, owner = consume(name)
+    polled(client, 3)
+    client.begin_commit({where: 1})  # of which is not heard, as nobody polls
+    monkeypatch.setattr(confluent, "TIMEOUT", -1.0)
+    monkeypatch.setattr(client, "commit", partial(committed_in_time, client.commit, monkeypatch))
+    client.begin_commit({where: 3})
+    assert owner.confirmations == [{where: 3}]
+    assert client.committed(where) == 3
+
+
+def committed_in_time(commit: Any, monkeypatch: pytest.MonkeyPatch, offsets: Any) -> None:
+    monkeypatch.setattr(confluent, "TIMEOUT", 10.0)
+    commit(offsets)
+
+
+def test_of_a_commit_that_fails_it_is_told_whose_fault_it_is(
+    kafka: Kafka, topic: MakeTopic, consume: Callable[..., tuple[Consumer, Owner]]
+) -> None:
+    name = topic("orders")
+    where = Partition(name, 0)
+    put(kafka.hosts, name, b"a")
+    client, owner = consume(name)
+    polled(client, 1)
+
+    def end(offset: int, code: int) -> None:
+        client._begun = [(time.monotonic(), {where: offset})]
+        client._on_commit(KafkaError(code), [TopicPartition(*where, offset)])
+
+    end(1, KafkaError.ILLEGAL_GENERATION)
+    assert [(offsets, type(error)) for offsets, error in owner.refusals] == [({where: 1}, CommitRefused)]
+    assert client.poll(0) == {}
+    end(1, KafkaError.FENCED_INSTANCE_ID)
+    with pytest.raises(Stopped):
+        client.poll(0)
+    assert owner.confirmations == []
 
 
 @pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])

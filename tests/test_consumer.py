@@ -362,6 +362,107 @@ def test_a_refused_commit_is_a_warning_and_the_messages_come_again(
     assert loop.committed("a") == 2
 
 
+class BegunCommits:
+    """Gives the client of a loop commits that are not waited for; they end when the test says so."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.begun: list[dict[Partition, int]] = []
+        loop.client.begin_commit = lambda offsets: self.begun.append(dict(offsets))
+
+    def take(self) -> None:
+        """Kafka takes the first of them."""
+        offsets = self.begun.pop(0)
+        self.loop.broker.commits["g"].update(offsets)
+        self.loop.consumer.confirmed(offsets)
+
+    def refuse(self) -> None:
+        self.loop.consumer.refused(self.begun.pop(0), CommitRefused("the member is not known"))
+
+
+def test_a_commit_that_is_under_way_is_not_begun_again_and_ends_when_kafka_says_so(clock: Clock) -> None:
+    app = make_app()
+    recorder(app)
+    loop = Loop(app, clock)
+    commits = BegunCommits(loop)
+    loop.put("a", 1, 2)
+    loop.turn(3, after=1)
+    assert commits.begun == [{Partition("a", 0): 2}]
+
+    loop.put("a", 3)
+    loop.turn(2, after=1)
+    assert commits.begun == [{Partition("a", 0): 2}, {Partition("a", 0): 3}]
+    commits.take()
+    commits.take()
+    loop.turn(2, after=1)
+    assert commits.begun == []
+    assert loop.commits == []
+    assert loop.committed("a") == 3
+
+
+def test_a_commit_under_way_that_is_refused_is_begun_again(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app()
+    recorder(app)
+    loop = Loop(app, clock)
+    commits = BegunCommits(loop)
+    loop.put("a", 1, 2)
+    loop.turn()
+    commits.refuse()
+    assert "the commit came too late, its messages come again: the member is not known" in caplog.text
+    loop.turn(after=1)
+    assert commits.begun == [{Partition("a", 0): 2}]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["revoked", "lost"])
+def test_a_partition_that_leaves_while_its_commit_is_under_way_is_committed_or_comes_again(
+    clock: Clock, lost: bool
+) -> None:
+    app = make_app()
+    seen = recorder(app)
+    loop = Loop(app, clock)
+    commits = BegunCommits(loop)
+    loop.put("a", 1, 2)
+    loop.turn()
+    assert commits.begun == [{Partition("a", 0): 2}]
+    loop.take_away("a", lost=lost)
+    assert loop.committed("a") == (None if lost else 2)
+    if lost:
+        loop.broker.commits["g"][Partition("a", 0)] = 1  # by who had it meanwhile
+    loop.turn(2, after=1)
+    assert seen == [1, 2, *([2] if lost else [])]
+    # though it is of the same offset as the one that was under way when the partition left
+    assert commits.begun[1:] == ([{Partition("a", 0): 2}] if lost else [])
+
+
+def test_the_last_commit_is_waited_for(clock: Clock) -> None:
+    app = make_app()
+    recorder(app)
+    loop = Loop(app, clock)
+    commits = BegunCommits(loop)
+    loop.put("a", 1, 2)
+    loop.turn()
+    assert len(commits.begun) == 1
+    loop.consumer.stop()
+    loop.consumer.run()
+    assert loop.commits == [{Partition("a", 0): 2}]
+    assert loop.consumer.clean
+
+
+@pytest.mark.parametrize(
+    "options", [{"kafka": {"offset_commit_threshold": 1}}, {"inline": False}], ids=["threshold", "queue"]
+)
+def test_commits_are_waited_for_where_something_hangs_on_them(clock: Clock, options: dict[str, Any]) -> None:
+    """So many messages at most are to come again; or Redis is to know what Kafka has confirmed."""
+    app = make_app(**options)
+    recorder(app)
+    loop = Loop(app, clock, Redis())
+    commits = BegunCommits(loop)
+    loop.put("a", 1)
+    loop.turn(2, after=1)
+    assert commits.begun == []
+    assert loop.committed("a") == 1
+
+
 # A failing message: its partition waits, the others go on, nothing is skipped.
 
 
@@ -1348,7 +1449,9 @@ def test_responses_behind_a_replaced_producer_go_to_the_next_one(clock: Clock) -
 
     loop = Loop(app, clock)
     loop.producer._make = make  # type: ignore[assignment]
-    loop.put("a", 1, 2, 3)
+    loop.put("a", 1)
+    loop.turn()
+    loop.put("a", 2, 3)
     loop.turn(2, after=1)
     assert made == [[b"1", b"99"], [b"2", b"3"]]
     assert loop.committed("a") == 3

@@ -27,7 +27,10 @@ class Rebalance(Protocol):
         """These partitions go to somebody else: gives the offsets to commit before they do."""
 
     def confirmed(self, offsets: Offsets) -> None:
-        """Kafka has taken the offsets that ``revoked`` gave."""
+        """Kafka has taken the offsets that ``revoked`` gave, or ``begin_commit`` was given."""
+
+    def refused(self, offsets: Offsets, error: CommitRefused) -> None:
+        """Kafka has not taken offsets that ``begin_commit`` was given."""
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         """These partitions went to somebody else some time ago; nothing can be committed for them."""
@@ -37,6 +40,10 @@ class Rebalance(Protocol):
 
 
 class ConsumerClient(Protocol):
+    """One may also have ``begin_commit(offsets)``: a ``commit`` that is not waited for. What becomes of it is told to its
+    ``Rebalance`` within a later ``poll``; what is begun first is taken first.
+    """
+
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None: ...
 
     def poll(self, timeout: float, most: int = 500) -> Mapping[Partition, Sequence[Record]]:

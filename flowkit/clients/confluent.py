@@ -114,6 +114,10 @@ def _partition_of(message: Any) -> Partition:
     return Partition(message.topic(), message.partition())
 
 
+def _places(offsets: Offsets) -> list[Any]:
+    return [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+
+
 class Consumer:
     """A ``ConsumerClient`` on librdkafka's consumer."""
 
@@ -127,7 +131,8 @@ class Consumer:
             )
         self._cooperative = is_cooperative(options)
         self._trouble = Trouble(settings)
-        self._consumer = self._trouble.opened(confluent_kafka.Consumer, {**options, "stats_cb": self._look})
+        callbacks = {"stats_cb": self._look, "on_commit": self._on_commit}
+        self._consumer = self._trouble.opened(confluent_kafka.Consumer, {**options, **callbacks})
         self._options = options
         self._admin: Any = None
         self._rebalance: Rebalance | None = None
@@ -138,6 +143,10 @@ class Consumer:
         self._at: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
         self._broken: dict[Partition, Unreadable] = {}
+        self._begun: list[tuple[float, Offsets]] = []
+        """Commits that are under way, and when each was begun, on the clock of ``time.monotonic()``."""
+        self._failed: Exception | None = None
+        """Why one of them is the end of this client."""
         self._ids: dict[str, str | None] = {}
         self._asked: dict[str, Any] = {}
         self._ask_at = 0.0
@@ -224,6 +233,8 @@ class Consumer:
     def poll(self, timeout: float, most: int = 500) -> Mapping[Partition, Sequence[Record]]:
         if self._broken:
             self._tell_broken()
+        if self._failed is not None:
+            raise self._failed
         # consume() waits until it has as many as it may give, or its time is over: it is asked only for what is there already
         first = self._consumer.poll(timeout)
         if first is None:
@@ -388,11 +399,44 @@ class Consumer:
             raise BrokerUnavailable(f"Kafka did not take the offsets of what is finished within {TIMEOUT:g} s")
         self._look_at_commit(answers[0])
 
+    def begin_commit(self, offsets: Offsets) -> None:
+        if self._begun and time.monotonic() > self._begun[0][0] + TIMEOUT:
+            # Kafka has not answered, or nobody has polled since: this one is waited for, which tells
+            self._begun.clear()
+            self.commit(offsets)
+            if self._rebalance is not None:
+                self._rebalance.confirmed(offsets)
+            return
+        self._begun.append((time.monotonic(), dict(offsets)))
+        try:
+            self._consumer.commit(offsets=_places(offsets), asynchronous=True)
+        except KafkaException as error:
+            del self._begun[-1]
+            self._look_at_commit([error.args[0]])
+
+    def _on_commit(self, error: Any, answers: Sequence[Any] | None) -> None:
+        """Called back within a poll: a commit has ended. That may be one that was waited for, which is no concern of this."""
+        offsets = {_partition(where): where.offset for where in answers or ()}
+        begun = next((one for one in self._begun if one[1] == offsets), None)
+        if begun is None or self._given_up or self._rebalance is None:
+            return
+        self._begun.remove(begun)
+        here = {partition: offset for partition, offset in offsets.items() if partition in self._at}
+        if not here:  # they have left since, with what was committed then
+            return
+        errors = [error] if error is not None else [one.error for one in answers or () if one.error is not None]
+        try:
+            self._look_at_commit(errors)
+            self._rebalance.confirmed(here)
+        except CommitRefused as refusal:
+            self._rebalance.refused(here, refusal)
+        except Exception as problem:  # raised in the next poll: librdkafka could not hand it on
+            self._failed = problem
+
     def _commit(self, offsets: Offsets) -> list[Any]:
         """The errors, if any."""
-        wanted = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
         try:
-            answers = self._consumer.commit(offsets=wanted, asynchronous=False)
+            answers = self._consumer.commit(offsets=_places(offsets), asynchronous=False)
         except KafkaException as error:
             return [error.args[0]]
         return [answer.error for answer in answers if answer.error is not None]
