@@ -454,7 +454,8 @@ class Consumer:
         Where nothing hangs on it and the client can, it is not waited for: else a message that comes meanwhile would wait too.
         """
         client, offsets = self.client, self._uncommitted()
-        begin = None if wait or self.threshold or self.queueing is not None else getattr(client, "begin_commit", None)
+        waits = wait or self.threshold or self.queueing is not None or self.inline.transactions is not None
+        begin = None if waits else getattr(client, "begin_commit", None)
         if begin is not None:
             offsets = {
                 partition: offset for partition, offset in offsets.items() if self._begun.get(partition) != offset
@@ -472,6 +473,7 @@ class Consumer:
                 return
             client.commit(offsets)
         except CommitRefused as error:
+            self._begun.clear()
             self.refused(offsets, error)
             return
         for partition, offset in offsets.items():
@@ -514,12 +516,14 @@ class Consumer:
 
     def confirmed(self, offsets: Mapping[Partition, int]) -> None:
         self._confirmed.update(offsets)
-        self._no_more_begun(offsets)
         for partition, offset in offsets.items():
-            if (track := self.left.get(partition) or self.tracks.get(partition)) is not None:
-                track.committed = offset
+            if partition in self.left:
+                self.left[partition].committed = offset
+            elif self._begun.get(partition) == offset:  # and not of a topic that is another one now
+                self.tracks[partition].committed = offset
             self._refused.pop(partition, None)
             self._behind.pop(partition, None)
+        self._no_more_begun(offsets)
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         kafka, silent = (

@@ -5,13 +5,14 @@ It is part of ``Consumer``, and runs on its thread only.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import DeliveryError
-from .message import Partition, Record
+from .message import Partition, Record, places
 from .underway import Passed, Sent, UnderWay
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from .dispatch import Handling, Send
     from .transactions import Transactions
 
+
+logger = logging.getLogger(__name__)
 
 MOST_SENT = 10_000
 """Deliveries under way, beyond which nothing is handled until Kafka has confirmed them."""
@@ -208,7 +211,9 @@ class Inline:
         return failed if self.transactions is None else failed | self.transactions.settle()
 
     def _settle_sent(self) -> set[Partition]:
-        loop = self.loop
+        loop, client = self.loop, self.loop.producer.here
+        if client is not None:
+            client.has_failed = False
         loop.producer.flush()
         failed: dict[Partition, tuple[Sent, DeliveryError]] = {}
         for partition, under_way in [*self._sent.items()]:
@@ -232,6 +237,7 @@ class Inline:
             handling, track = loop.handlings[partition.topic], loop.track(partition)
             if isinstance(record, Passed):
                 # handled once more, and its response is sent by itself: if that is refused too, the message is at hand
+                logger.debug("%s@%d is handled once more: %s", places([partition]), record.offset, error)
                 track.alone_to = max(record.offset, track.alone_to or 0)
                 loop.put_back(partition, track, record.offset, 0.0)
                 continue

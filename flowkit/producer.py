@@ -262,7 +262,12 @@ class Producer:
         it cannot, or was not yet asked about the topic.
         """
         send = getattr(client, "send_together", None)
-        return send(topic, values) if send is not None and topic in self._met else None
+        if client is None or send is None or topic not in self._met:
+            return None
+        delivery = send(topic, values)
+        if delivery.refusal is not None and client.is_over:
+            self._replace(client, delivery.refusal)
+        return delivery
 
     def _start_first(self, item: Response, client: ProducerClient) -> Any:
         """The first of a topic waits until the client has asked about it."""

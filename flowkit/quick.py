@@ -93,8 +93,8 @@ class Slice:
 class QuickWay:
     """``run`` is what ``Handling.run`` does, with few lines of Python for a message and no frame but the handler's.
 
-    The clock is looked at after 1, 2, 4, ... messages, as long as those take less than ``UNWATCHED``. What is out of the
-    ordinary goes the usual way, which says what is wrong.
+    The clock is looked at after 1, 2, 4, ... messages, as long as those take less than ``UNWATCHED``; where each is answered,
+    after every few. What is out of the ordinary goes the usual way, which says what is wrong.
     """
 
     def __init__(self, handling: Handling, *, takes_message: bool) -> None:
@@ -115,9 +115,8 @@ class QuickWay:
         if handling.declarations:
             handle = self._respond
             slice_.calls = Calls(handling.route.name, handling.declarations, handling.parser)
-        step = (
-            1 if attempt > 1 or not handling.declarations else MOST_UNWATCHED
-        )  # ``_respond`` looks at the clock itself
+        looks_itself = handling.declarations and attempt == 1
+        step = MOST_UNWATCHED if looks_itself else 1
         try:
             while length_hint(slice_.rest):
                 began = clock()
@@ -201,9 +200,10 @@ class QuickWay:
                     if is_json and not made:
                         try:
                             add(dumps(result))  # without a default it takes half the time
-                            kept = True
                         except Exception:
                             kept = False  # the usual way says what is wrong, if anything is
+                        else:
+                            kept = True
                 else:
                     result = finish(result)
                     calls.number = -1

@@ -154,7 +154,8 @@ class Sender:
         taken = 0
         try:
             client = self._here()
-            delivery = self._producer.start_together(topic, values, client)
+            # one by itself keeps its record: that Kafka has refused it is not to be found out again and again
+            delivery = self._producer.start_together(topic, values, client) if len(values) > 1 else None
             if delivery is not None:
                 taken = len(delivery)
                 if taken:

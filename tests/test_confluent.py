@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -27,7 +28,7 @@ from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settin
 from flowkit.clients import CommitRefused, Unreadable, confluent, confluent_producer, kafka_python
 from flowkit.clients.confluent import Consumer, Records
 from flowkit.clients.confluent_options import PRODUCER, confluent_options, consumer_options
-from flowkit.clients.confluent_producer import Deliveries, Producer, TransactionalProducer
+from flowkit.clients.confluent_producer import Deliveries, Delivery, Producer, TransactionalProducer
 from flowkit.clients.confluent_trouble import Trouble
 from flowkit.errors import MessagesGone, Stopped
 from flowkit.message import Partition
@@ -595,11 +596,10 @@ def test_of_messages_sent_together_each_has_an_outcome_though_values_repeat(prod
     for message in (refused, none, refused):
         together.end(error, message)
     assert producer.has_failed
-    together.number = 3
-    producer.drained = 2
+    together.number = producer.drained + 1
     assert not together.is_done
 
-    producer.drained = 3
+    producer.drained += 1
     assert together.is_done
     assert [producer.outcome(delivery) is None for delivery in together.apart()] == [False, True, False, False]
 
@@ -698,7 +698,6 @@ def test_where_only_failures_are_told_one_is_told_before_a_flush_and_is_found_af
     assert problem is not None
     assert "MSG_SIZE_TOO_LARGE" in str(problem)
     assert [laconic.outcome(one) is None for one in together.apart()] == [True, False, True]
-    assert not laconic.has_failed
 
 
 def test_what_was_submitted_is_told_of_where_only_failures_are(
@@ -708,3 +707,57 @@ def test_what_was_submitted_is_told_of_where_only_failures_are(
     for name, value in ((topic("orders"), b"1"), (small_topic("small"), b"x" * 5_000)):
         laconic.notify(laconic.send(name, value, None, (), None), partial(ended.put, name))
         assert ended.get(timeout=20) == name
+
+
+def test_what_was_sent_by_a_client_that_is_replaced_is_confirmed_by_that_one_only(laconic: Producer) -> None:
+    """Their numbers are each client's own."""
+    lost = Producer(load(message_timeout_ms=1_000), tells_each=False)
+    try:
+        lost._partitions, lost._known_until = {"orders": 1}, time.monotonic() + 60
+        late = [lost.send("orders", b"1", None, (), None), lost.send_together("orders", [b"2", b"3"])]
+        laconic.drained = 1_000
+        assert laconic.confirmed(late) == 0
+        for one in late:
+            problem = laconic.outcome(one)
+            assert problem is not None
+            assert problem.passing
+            assert not laconic.ended(one)
+        lost.close(0.1)
+        assert laconic.confirmed(late) == 0
+        assert laconic.outcome(late[0]) is not None
+    finally:
+        lost.close(0)
+
+
+def test_what_a_client_that_is_closed_has_sent_before_is_confirmed(
+    apache: Kafka, topic: MakeTopic, laconic: Producer
+) -> None:
+    name, closed = topic("orders"), Producer(load(apache.hosts), tells_each=False)
+    sent = [closed.send(name, b"1", None, (), None), closed.send_together(name, [b"2", b"3"])]
+    closed.close(20)
+    assert [laconic.outcome(one) for one in sent] == [None, None]
+    assert laconic.confirmed(sent) == 2
+
+
+@pytest.mark.parametrize("unknown", [False, True], ids=["its callback is interrupted", "it is none of them"])
+def test_a_failure_that_could_not_be_noted_is_no_success(producer: Producer, unknown: bool) -> None:
+    """librdkafka takes a message for ended, whatever comes of the call that tells of it."""
+
+    class Error:
+        def code(self) -> int:
+            if not unknown:
+                raise KeyboardInterrupt
+            return KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+    alone, together = Delivery(producer, "orders", b"1"), Deliveries(producer, "orders", [b"1", b"2"])
+    alone.number = together.number = producer.drained
+    value = b"other" if unknown else b"1"
+    told = Message(topic="orders", partition=0, offset=-1, value=value, key=None, timestamp=(1, 5))
+    for one in (together,) if unknown else (alone, together):
+        assert one.is_done
+        with suppress(KeyboardInterrupt):
+            one.end(Error(), told)
+        assert not one.is_done
+        problem = producer.outcome(one)
+        assert problem is not None
+        assert problem.passing

@@ -41,7 +41,7 @@ class Rebalance(Protocol):
 
 class ConsumerClient(Protocol):
     """One may also have ``begin_commit(offsets)``: a ``commit`` that is not waited for. What becomes of it is told to its
-    ``Rebalance`` within a later ``poll``; what is begun first is taken first.
+    ``Rebalance`` within a later ``poll``.
     """
 
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None: ...
@@ -103,7 +103,9 @@ class ProducerClient(Protocol):
     """
 
     has_failed: bool
-    """Whether it has learned since the last ``flush`` that a delivery ended badly. May stay False if it ``tells_each``."""
+    """Whether it has learned of a delivery that ended badly, since its owner has set this to False. It need not if it
+    ``tells_each``.
+    """
 
     def send(
         self, topic: str, value: bytes | None, key: bytes | None, headers: HeaderPairs, partition: int | None

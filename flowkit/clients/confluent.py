@@ -401,11 +401,15 @@ class Consumer:
 
     def begin_commit(self, offsets: Offsets) -> None:
         if self._begun and time.monotonic() > self._begun[0][0] + TIMEOUT:
-            # Kafka has not answered, or nobody has polled since: this one is waited for, which tells
+            # Kafka has not answered, or nobody has polled since: a commit of all of them is waited for, which tells
+            late: dict[Partition, int] = {}
+            for _, begun in self._begun:
+                late.update({partition: offset for partition, offset in begun.items() if partition in self._at})
+            late.update(offsets)
             self._begun.clear()
-            self.commit(offsets)
+            self.commit(late)
             if self._rebalance is not None:
-                self._rebalance.confirmed(offsets)
+                self._rebalance.confirmed(late)
             return
         self._begun.append((time.monotonic(), dict(offsets)))
         try:

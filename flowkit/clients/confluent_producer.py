@@ -62,7 +62,7 @@ FAILED = (KafkaException, SystemError, TimeoutError)
 is raised here for one that does not come back.
 """
 
-OF_A_BATCH = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD}
+OF_A_BATCH = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError._INVALID_DIFFERENT_RECORD}
 """With these a broker refuses a batch as a whole, for one message in it."""
 
 UNKNOWN = float("inf")
@@ -108,9 +108,9 @@ class Delivery:
     __slots__ = (
         "alone",
         "client",
+        "ended",
         "error",
         "headers",
-        "is_done",
         "key",
         "number",
         "partition",
@@ -135,25 +135,28 @@ class Delivery:
         self.partition = partition
         self.headers = headers
         self.number = UNKNOWN
-        self.alone = self.waits = self.is_done = False
+        self.alone = self.waits = self.ended = False
         self.error: Any = None
 
     def end(self, error: Any, _: Any) -> None:
         """Called back by confluent-kafka 2; with an exception set, if its client is of no more use. A lock that is taken here
-        then would never be free again.
+        then would never be free again; and librdkafka takes the message for ended, whatever is raised here.
         """
-        if error is not None:
-            self.client.has_failed = True
-            if error.code() in OF_A_BATCH and not self.alone and self.client.apart is not None:
-                self.waits = True
-                self.client.apart.append(self)
-                return
+        if error is None:
+            self.ended = True
+            return
+        self.waits = True  # first of all: it is not confirmed
+        self.client.has_failed = True
+        if error.code() in OF_A_BATCH and not self.alone and self.client.apart is not None:
+            self.client.apart.append(self)
+            return
         self.error = error
-        self.is_done = True
+        self.ended = True
 
-    def has_ended(self, drained: int) -> bool:
-        """``drained``: the number of the last message up to which all have ended."""
-        return self.is_done or (self.number <= drained and not self.waits)
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, well or badly, as far as its client knows."""
+        return self.ended or (not self.waits and self.number <= self.client.drained)
 
 
 class Deliveries:
@@ -164,15 +167,17 @@ class Deliveries:
     with the same value.
     """
 
-    __slots__ = ("_alone", "_client", "_hashes", "_topic", "number", "refusal")
+    __slots__ = ("_alone", "_hashes", "_topic", "client", "number", "refusal", "unclear")
 
     def __init__(self, client: Producer, topic: str, values: Sequence[bytes | None]) -> None:
-        self._client = client
+        self.client = client
         self._topic = topic
         self._hashes = list(map(hash, values))
         self._alone: dict[int, Delivery] = {}
         """By position those that went another way."""
         self.number = UNKNOWN
+        self.unclear = 0
+        """How many have failed of which it is not known which."""
         self.refusal: DeliveryError | None = None
         """Why the message behind these could not be sent, nor those behind that one."""
 
@@ -183,17 +188,20 @@ class Deliveries:
         """As ``Delivery.end`` is called."""
         if error is None:
             return
+        self.unclear += 1
+        self.client.has_failed = True
         value = message.value()
-        delivery = Delivery(self._client, self._topic, value)
+        delivery = Delivery(self.client, self._topic, value)
         wanted = hash(value)
         for at, one in enumerate(self._hashes):
             if one == wanted and self._alone.setdefault(at, delivery) is delivery:
                 delivery.end(error, message)
+                self.unclear -= 1
                 return
 
     def alone(self, at: int, value: bytes | None) -> Delivery:
         """The message at this position gets a delivery of its own."""
-        found = self._alone[at] = Delivery(self._client, self._topic, value)
+        found = self._alone[at] = Delivery(self.client, self._topic, value)
         return found
 
     def end_before(self, at: int, refusal: DeliveryError) -> None:
@@ -202,13 +210,12 @@ class Deliveries:
         self._alone.pop(at, None)
         del self._hashes[at:]
 
-    def has_ended(self, drained: int) -> bool:
-        """As ``Delivery.has_ended``: whether all have."""
-        return self.number <= drained and all(one.has_ended(drained) for one in list(self._alone.values()))
-
     @property
     def is_done(self) -> bool:
-        return self.has_ended(self._client.drained)
+        """As ``Delivery.is_done``: whether all have."""
+        if self.unclear or self.number > self.client.drained:
+            return False
+        return not self._alone or all(one.is_done for one in list(self._alone.values()))
 
     @property
     def error(self) -> Any:
@@ -224,8 +231,8 @@ class Deliveries:
         for at in range(len(self)):
             delivery = self._alone.get(at)
             if delivery is None:
-                delivery = Delivery(self._client, self._topic, None)
-                delivery.is_done = True
+                delivery = Delivery(self.client, self._topic, None)
+                delivery.number = self.number
             found.append(delivery)
         return found
 
@@ -255,7 +262,8 @@ class Producer:
         self._serving: threading.Thread | None = None
         self._lock, self._one_by_one = threading.Lock(), threading.Lock()
         self._waiting: list[tuple[Delivery, Callable[[], None]]] = []
-        self._end: Any = None
+        self.fatal: Any = None
+        """Why it is of no more use."""
         self._closed = False
 
     def _number(self) -> int:
@@ -265,7 +273,7 @@ class Producer:
 
     def _note_drained(self, started: int) -> None:
         """``started``: the number of the last message when it was asked whether any is under way, and none was."""
-        if self._end is None:
+        if self.fatal is None:
             with self._lock:
                 self.drained = max(self.drained, started)
 
@@ -321,7 +329,7 @@ class Producer:
                     raise DeliveryError(f"{topic}: Kafka is too slow: {error}", passing=True) from error
             except KafkaException as error:
                 if error.args[0].code() == KafkaError._FATAL:
-                    self._end = error.args[0]
+                    self.fatal = error.args[0]
                 raise self._problem(f"{topic}: librdkafka refuses this message", error.args[0]) from error
             except (TypeError, ValueError) as error:
                 raise DeliveryError(f"{topic}: confluent-kafka refuses this message: {error!r}") from error
@@ -355,7 +363,6 @@ class Producer:
             while self.apart and not left:
                 self._start_alone(self.apart.popleft())
                 left = self._flushed(max(0.0, deadline - time.monotonic()))
-        self.has_failed = False
         if left:
             logger.warning("Kafka did not confirm every message within %g s", timeout)
 
@@ -370,33 +377,35 @@ class Producer:
         """What a call gives that calls back for deliveries. After an error that is the end of this client, none more are told:
         confluent-kafka 2 raises it, or a ``SystemError`` because it has called back with it.
         """
-        if self._end is not None:
+        if self.fatal is not None:
             return 0
         try:
             return call(timeout)
         except FAILED as error:
-            self._end = _cause(error)
-            logger.warning("this producer is of no more use: %s", self._end)
+            self.fatal = _cause(error)
+            logger.warning("this producer is of no more use: %s", self.fatal)
             return 0
 
     def _start_alone(self, delivery: Delivery) -> None:
         """Again, but by itself."""
-        delivery.alone, delivery.waits, delivery.number = True, False, UNKNOWN
+        delivery.alone, delivery.number = True, UNKNOWN
+        delivery.waits = False
         try:
             self._start(delivery)
         except DeliveryError as error:
             delivery.end(error, None)
 
     def ended(self, delivery: Delivery | Deliveries) -> bool:
-        if not delivery.has_ended(self.drained):
+        if not delivery.is_done:
             self._serve_now()
             if self.apart:
                 self.flush(self._timeout)
-        return delivery.has_ended(self.drained) or self._end is not None
+        return delivery.is_done or delivery.client.is_over
 
     def outcome(self, delivery: Delivery | Deliveries) -> DeliveryError | None:
-        if not delivery.has_ended(self.drained):
-            why = f": {self._end}" if self._end is not None else " in time"
+        if not delivery.is_done:
+            end = delivery.client.fatal
+            why = f": {end}" if end is not None else " in time"
             return DeliveryError(f"Kafka did not confirm the message{why}", passing=True)
         if delivery.error is None:
             return None
@@ -406,8 +415,7 @@ class Producer:
 
     def confirmed(self, deliveries: Iterable[Delivery | Deliveries]) -> int:
         self._serve_now()
-        drained = self.drained
-        return sum(1 for _ in takewhile(lambda one: one.has_ended(drained) and one.error is None, deliveries))
+        return sum(1 for _ in takewhile(lambda one: one.is_done and one.error is None, deliveries))
 
     def _serve_now(self, timeout: float = 0) -> None:
         self._served(self._producer.poll, timeout)
@@ -417,7 +425,7 @@ class Producer:
 
     def notify(self, delivery: Delivery, tell: Callable[[], None]) -> None:
         with self._lock:
-            if not delivery.has_ended(self.drained) and not self.is_over:
+            if not delivery.is_done and not self.is_over:
                 self._waiting.append((delivery, tell))
                 if self._serving is None:  # librdkafka tells nothing by itself
                     self._serving = threading.Thread(target=self._serve, name="flowkit-deliveries", daemon=True)
@@ -427,21 +435,21 @@ class Producer:
 
     @property
     def is_over(self) -> bool:
-        return self._closed or self._end is not None
+        return self._closed or self.fatal is not None
 
     def _serve(self) -> None:
         """Tells of deliveries that have ended, and at the end of those that have not."""
         over = False
         while not over:
+            over = self.is_over
             self._serve_now(0.01 if self._waiting else 0.1)
             if self.apart:
                 self.flush(self._timeout)
             with self._lock:
-                over = self.is_over
                 waiting, self._waiting = self._waiting, []
                 ended: list[tuple[Delivery, Callable[[], None]]] = []
                 for one, tell in waiting:
-                    (ended if over or one.has_ended(self.drained) else self._waiting).append((one, tell))
+                    (ended if over or one.is_done else self._waiting).append((one, tell))
             for _, tell in ended:
                 tell()
 
@@ -449,7 +457,7 @@ class Producer:
         return int((murmur2(key) & 0x7FFFFFFF) % self._count(topic))  # as Kafka's own partitioners place keys
 
     def close(self, timeout: float) -> None:
-        if self._served(self._producer.flush, timeout):
+        if self._flushed(timeout):
             self._producer.purge()
             self._served(self._producer.flush, 0)
         self._closed = True
