@@ -709,34 +709,23 @@ def test_what_was_submitted_is_told_of_where_only_failures_are(
         assert ended.get(timeout=20) == name
 
 
-def test_what_was_sent_by_a_client_that_is_replaced_is_confirmed_by_that_one_only(laconic: Producer) -> None:
-    """Their numbers are each client's own."""
-    lost = Producer(load(message_timeout_ms=1_000), tells_each=False)
-    try:
-        lost._partitions, lost._known_until = {"orders": 1}, time.monotonic() + 60
-        late = [lost.send("orders", b"1", None, (), None), lost.send_together("orders", [b"2", b"3"])]
-        laconic.drained = 1_000
-        assert laconic.confirmed(late) == 0
-        for one in late:
-            problem = laconic.outcome(one)
-            assert problem is not None
-            assert problem.passing
-            assert not laconic.ended(one)
-        lost.close(0.1)
-        assert laconic.confirmed(late) == 0
-        assert laconic.outcome(late[0]) is not None
-    finally:
-        lost.close(0)
-
-
-def test_what_a_client_that_is_closed_has_sent_before_is_confirmed(
+def test_what_was_sent_by_a_client_that_is_replaced_is_confirmed_by_that_one_only(
     apache: Kafka, topic: MakeTopic, laconic: Producer
 ) -> None:
-    name, closed = topic("orders"), Producer(load(apache.hosts), tells_each=False)
-    sent = [closed.send(name, b"1", None, (), None), closed.send_together(name, [b"2", b"3"])]
-    closed.close(20)
-    assert [laconic.outcome(one) for one in sent] == [None, None]
-    assert laconic.confirmed(sent) == 2
+    """Their numbers are each client's own."""
+    name, replaced = topic("orders"), Producer(load(apache.hosts, linger_ms=20_000), tells_each=False)
+    late = [replaced.send(name, b"1", None, (), None), replaced.send_together(name, [b"2", b"3"])]
+    laconic.drained = 1_000
+    assert laconic.confirmed(late) == 0
+    for one in late:
+        assert not laconic.ended(one)
+        problem = laconic.outcome(one)
+        assert problem is not None
+        assert problem.passing
+
+    replaced.close(20)
+    assert laconic.confirmed(late) == 2
+    assert [laconic.outcome(one) for one in late] == [None, None]
 
 
 @pytest.mark.parametrize("unknown", [False, True], ids=["its callback is interrupted", "it is none of them"])

@@ -67,7 +67,7 @@ def app() -> Flowkit:
 @pytest.fixture
 def slow(app: Flowkit) -> SlowProducer:
     client = SlowProducer(Broker())
-    app._producer = Producer(lambda: app.settings, lambda _: client)
+    app._producer = Producer(lambda: app.settings, lambda _, **__: client)
     return client
 
 
@@ -328,7 +328,7 @@ def test_responses_are_waited_for_though_a_failure_has_replaced_their_client(app
     """Else they would count as not confirmed, and their messages would be handled again."""
     late = LateProducer(Broker())
     clients = iter([late, MemoryProducer(late.broker)])
-    app._producer = Producer(lambda: app.settings, lambda _: next(clients))
+    app._producer = Producer(lambda: app.settings, lambda _, **__: next(clients))
     delivery = app.producer.start(Response("orders", b""))
     assert isinstance(app.producer.submit("broken", "").exception(5), DeliveryError)
 
@@ -345,7 +345,7 @@ def test_a_flush_is_bounded_however_many_clients_have_been_replaced(app: Flowkit
     """A worker's alarm for it is only a little longer, and would have the whole job done again."""
     late = [LateProducer(Broker()) for _ in range(4)]
     clients = iter([*late, MemoryProducer(late[0].broker)])
-    app._producer = Producer(lambda: app.settings, lambda _: next(clients))
+    app._producer = Producer(lambda: app.settings, lambda _, **__: next(clients))
     for _ in late:
         assert isinstance(app.producer.submit("broken", "").exception(5), DeliveryError)
     began = time.monotonic()
