@@ -128,6 +128,8 @@ class Producer:
 
         In a coroutine: ``await asyncio.wrap_future(app.producer.submit(...))``. Who does not look at the future loses
         nothing: a failure is logged too, and the message in hand, a job and the process end only when its messages have.
+        On confluent-kafka, in an inline handler that is not async, it ends when nothing else of the loop is under way, with the
+        next commit at the latest.
         Waits where the client must: to connect, for a first answer about a topic (``connection_pool.timeout``), and while
         10,000 messages are under way. Raises at once what is wrong with the call (``ResponseError``, ``ParserError``).
         """

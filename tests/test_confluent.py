@@ -750,3 +750,16 @@ def test_a_failure_that_could_not_be_noted_is_no_success(producer: Producer, unk
         problem = producer.outcome(one)
         assert problem is not None
         assert problem.passing
+
+
+def test_what_cannot_be_sent_again_by_itself_ends_with_why(
+    laconic: Producer, small_topic: MakeTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = laconic.send(small_topic("out"), b"x" * 5_000, None, (), None)
+
+    def refuse(delivery: Any) -> None:
+        raise DeliveryError("Kafka is too slow", passing=True)
+
+    monkeypatch.setattr(laconic, "_start", refuse)
+    laconic.flush(20)
+    assert str(laconic.outcome(refused)) == "Kafka is too slow"

@@ -147,7 +147,7 @@ class Delivery:
             return
         self.waits = True  # first of all: it is not confirmed
         self.client.has_failed = True
-        if error.code() in OF_A_BATCH and not self.alone and self.client.apart is not None:
+        if not self.alone and self.client.apart is not None and error.code() in OF_A_BATCH:
             self.client.apart.append(self)
             return
         self.error = error
