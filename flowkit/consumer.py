@@ -66,6 +66,9 @@ RECONNECT = Retry(first=0.5, cap=15.0)
 SHORTEST_SLICE = 0.05
 """Seconds that handlers run at least before what they did is looked at, however short the commit interval is."""
 
+LATE_COMMIT = 10.0
+"""Seconds after which a commit that was not waited for is made once more, and waited for."""
+
 LONGEST_BATCH = 15.0
 """Seconds after which the loop polls again though its batch is not finished: a rebalance of the group waits for the poll."""
 
@@ -146,6 +149,7 @@ class Consumer:
         self._polled_at = self.turned_at
         self._begun: dict[Partition, int] = {}
         """Offsets whose commit is under way."""
+        self._begun_at = 0.0
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
         self.received = 0.0
@@ -453,27 +457,28 @@ class Consumer:
 
         Where nothing hangs on it and the client can, it is not waited for: else a message that comes meanwhile would wait too.
         """
-        client, offsets = self.client, self._uncommitted()
+        client, offsets, now = self.client, self._uncommitted(), time.monotonic()
         waits = wait or self.threshold or self.queueing is not None or self.inline.transactions is not None
         begin = None if waits else getattr(client, "begin_commit", None)
-        if begin is not None:
-            offsets = {
-                partition: offset for partition, offset in offsets.items() if self._begun.get(partition) != offset
-            }
+        if self._begun and begin is not None:
+            if now < self._begun_at + LATE_COMMIT:
+                self._commit_at = now + self.settings.kafka.offset_commit_interval
+                return  # one after the other: else the one before might count
+            begin = None
         if self.inline.waits and not offsets:
             return  # as soon as Kafka has confirmed something
-        self._commit_at = time.monotonic() + self.settings.kafka.offset_commit_interval
+        self._commit_at = now + self.settings.kafka.offset_commit_interval
         self.since_commit = 0
         if not offsets:
             return
         try:
             if begin is not None:
-                self._begun.update(offsets)
                 begin(offsets)
+                self._begun, self._begun_at = offsets, now
                 return
+            self._begun = {}
             client.commit(offsets)
         except CommitRefused as error:
-            self._begun.clear()
             self.refused(offsets, error)
             return
         for partition, offset in offsets.items():
@@ -517,12 +522,13 @@ class Consumer:
     def confirmed(self, offsets: Mapping[Partition, int]) -> None:
         self._confirmed.update(offsets)
         for partition, offset in offsets.items():
-            if partition in self.left:
-                self.left[partition].committed = offset
-            elif self._begun.get(partition) == offset:  # and not of a topic that is another one now
+            if self._begun.get(partition) == offset:  # and not of a topic that is another one now
                 self.tracks[partition].committed = offset
-            self._refused.pop(partition, None)
-            self._behind.pop(partition, None)
+            elif partition in self.left:
+                self.left[partition].committed = offset
+            for noted in (self._refused, self._behind):
+                if noted.get(partition, offset) <= offset:
+                    noted.pop(partition, None)
         self._no_more_begun(offsets)
 
     def lost(self, partitions: Sequence[Partition]) -> None:

@@ -25,7 +25,7 @@ from servers import Kafka, MakeTopic, WaitFor, why_not_apache_kafka
 from support import Owner
 
 from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settings
-from flowkit.clients import CommitRefused, Unreadable, confluent, confluent_producer, kafka_python
+from flowkit.clients import CommitRefused, Unreadable, confluent_producer, kafka_python
 from flowkit.clients.confluent import Consumer, Records
 from flowkit.clients.confluent_options import PRODUCER, confluent_options, consumer_options
 from flowkit.clients.confluent_producer import Deliveries, Delivery, Producer, TransactionalProducer
@@ -355,40 +355,18 @@ def test_a_commit_that_is_not_waited_for_is_told_in_a_later_poll(
     put(kafka.hosts, name, b"a", b"b", b"c")
     client, owner = consume(name)
     polled(client, 3)
-    for offset in (1, 2, 3):
-        client.begin_commit({where: offset})
 
     def told() -> bool:
         assert client.poll(0.1) == {}
-        return len(owner.confirmations) == 3
+        return bool(owner.confirmations)
 
+    client.begin_commit({where: 3})
     wait_for(told)
-    assert owner.confirmations == [{where: 1}, {where: 2}, {where: 3}]
+    assert owner.confirmations == [{where: 3}]
     assert client.committed(where) == 3
     client.commit({where: 2})
     client.poll(0.2)
-    assert len(owner.confirmations) == 3  # that one was waited for
-
-
-def test_a_commit_that_kafka_does_not_answer_is_waited_for_with_the_next_one(
-    kafka: Kafka, topic: MakeTopic, consume: Callable[..., tuple[Consumer, Owner]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = topic("orders")
-    where = Partition(name, 0)
-    put(kafka.hosts, name, b"a", b"b", b"c")
-    client, owner = consume(name)
-    polled(client, 3)
-    client.begin_commit({where: 1})  # of which is not heard, as nobody polls
-    monkeypatch.setattr(confluent, "TIMEOUT", -1.0)
-    monkeypatch.setattr(client, "commit", partial(committed_in_time, client.commit, monkeypatch))
-    client.begin_commit({where: 3})
-    assert owner.confirmations == [{where: 3}]
-    assert client.committed(where) == 3
-
-
-def committed_in_time(commit: Any, monkeypatch: pytest.MonkeyPatch, offsets: Any) -> None:
-    monkeypatch.setattr(confluent, "TIMEOUT", 10.0)
-    commit(offsets)
+    assert len(owner.confirmations) == 1  # that one was waited for
 
 
 def test_of_a_commit_that_fails_it_is_told_whose_fault_it_is(
@@ -401,16 +379,17 @@ def test_of_a_commit_that_fails_it_is_told_whose_fault_it_is(
     polled(client, 1)
 
     def end(offset: int, code: int) -> None:
-        client._begun = [(time.monotonic(), {where: offset})]
+        client._begun = {where: offset}
         client._on_commit(KafkaError(code), [TopicPartition(*where, offset)])
 
     end(1, KafkaError.ILLEGAL_GENERATION)
     assert [(offsets, type(error)) for offsets, error in owner.refusals] == [({where: 1}, CommitRefused)]
     assert client.poll(0) == {}
+    assert owner.confirmations == [{}]
     end(1, KafkaError.FENCED_INSTANCE_ID)
     with pytest.raises(Stopped):
         client.poll(0)
-    assert owner.confirmations == []
+    assert owner.confirmations == [{}, {}]
 
 
 @pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
@@ -729,7 +708,7 @@ def test_what_was_sent_by_a_client_that_is_replaced_is_confirmed_by_that_one_onl
 
 
 @pytest.mark.parametrize("unknown", [False, True], ids=["its callback is interrupted", "it is none of them"])
-def test_a_failure_that_could_not_be_noted_is_no_success(producer: Producer, unknown: bool) -> None:
+def test_a_failure_that_could_not_be_noted_is_no_success(laconic: Producer, unknown: bool) -> None:
     """librdkafka takes a message for ended, whatever comes of the call that tells of it."""
 
     class Error:
@@ -738,8 +717,8 @@ def test_a_failure_that_could_not_be_noted_is_no_success(producer: Producer, unk
                 raise KeyboardInterrupt
             return KafkaError.TOPIC_AUTHORIZATION_FAILED
 
-    alone, together = Delivery(producer, "orders", b"1"), Deliveries(producer, "orders", [b"1", b"2"])
-    alone.number = together.number = producer.drained
+    alone, together = Delivery(laconic, "orders", b"1"), Deliveries(laconic, "orders", [b"1", b"2"])
+    alone.number = together.number = laconic.drained
     value = b"other" if unknown else b"1"
     told = Message(topic="orders", partition=0, offset=-1, value=value, key=None, timestamp=(1, 5))
     for one in (together,) if unknown else (alone, together):
@@ -747,9 +726,38 @@ def test_a_failure_that_could_not_be_noted_is_no_success(producer: Producer, unk
         with suppress(KeyboardInterrupt):
             one.end(Error(), told)
         assert not one.is_done
-        problem = producer.outcome(one)
+        problem = laconic.outcome(one)
         assert problem is not None
         assert problem.passing
+
+
+@pytest.mark.parametrize("tells_each", [False, True])
+def test_where_the_call_that_tells_of_a_failure_is_interrupted_at_once_it_is_no_success(
+    apache: Kafka, topic: MakeTopic, tells_each: bool
+) -> None:
+    """As by a signal, before its first line."""
+    client = Producer(load(apache.hosts), tells_each=tells_each)
+
+    def interrupted(timeout: float) -> int:
+        raise KeyboardInterrupt
+
+    try:
+        sent = client.send(topic("orders"), b"1", None, (), None)
+        with pytest.raises(KeyboardInterrupt):
+            client._served(interrupted, 0)
+        if tells_each:
+            client.drained = client._started
+            assert not sent.is_done
+            client.flush(20)
+            assert client.outcome(sent) is None
+        else:
+            assert client.is_over
+            client.flush(20)
+            problem = client.outcome(sent)
+            assert problem is not None
+            assert problem.passing
+    finally:
+        client.close(0)
 
 
 def test_what_cannot_be_sent_again_by_itself_ends_with_why(

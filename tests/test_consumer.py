@@ -391,13 +391,32 @@ def test_a_commit_that_is_under_way_is_not_begun_again_and_ends_when_kafka_says_
 
     loop.put("a", 3)
     loop.turn(2, after=1)
-    assert commits.begun == [{Partition("a", 0): 2}, {Partition("a", 0): 3}]
+    assert commits.begun == [{Partition("a", 0): 2}]
     commits.take()
+    loop.turn(2, after=1)
+    assert commits.begun == [{Partition("a", 0): 3}]
     commits.take()
     loop.turn(2, after=1)
     assert commits.begun == []
     assert loop.commits == []
     assert loop.committed("a") == 3
+
+
+def test_a_commit_of_which_nothing_is_heard_is_made_once_more_and_waited_for(clock: Clock) -> None:
+    app = make_app()
+    recorder(app)
+    loop = Loop(app, clock)
+    commits = BegunCommits(loop)
+    loop.put("a", 1, 2)
+    loop.turn()
+    loop.turn(9, after=1)
+    assert loop.commits == []
+    loop.turn(2, after=1)
+    assert loop.commits == [{Partition("a", 0): 2}]
+    commits.take()  # late
+    loop.put("a", 3)
+    loop.turn(2, after=1)
+    assert commits.begun == [{Partition("a", 0): 3}]
 
 
 def test_a_commit_under_way_that_is_refused_is_begun_again(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

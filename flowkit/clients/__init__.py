@@ -41,7 +41,7 @@ class Rebalance(Protocol):
 
 class ConsumerClient(Protocol):
     """One may also have ``begin_commit(offsets)``: a ``commit`` that is not waited for. What becomes of it is told to its
-    ``Rebalance`` within a later ``poll``.
+    ``Rebalance`` within a later ``poll``. It is called when that of the last one was told, or after a ``commit``.
     """
 
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None: ...

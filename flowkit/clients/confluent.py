@@ -143,10 +143,10 @@ class Consumer:
         self._at: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
         self._broken: dict[Partition, Unreadable] = {}
-        self._begun: list[tuple[float, Offsets]] = []
-        """Commits that are under way, and when each was begun, on the clock of ``time.monotonic()``."""
+        self._begun: Offsets = {}
+        """The commit that is under way."""
         self._failed: Exception | None = None
-        """Why one of them is the end of this client."""
+        """Why it is the end of this client."""
         self._ids: dict[str, str | None] = {}
         self._asked: dict[str, Any] = {}
         self._ask_at = 0.0
@@ -383,6 +383,7 @@ class Consumer:
     # Offsets.
 
     def commit(self, offsets: Offsets) -> None:
+        self._begun = {}  # whatever becomes of it
         answers: list[list[Any]] = []
 
         def commit() -> None:
@@ -400,40 +401,30 @@ class Consumer:
         self._look_at_commit(answers[0])
 
     def begin_commit(self, offsets: Offsets) -> None:
-        if self._begun and time.monotonic() > self._begun[0][0] + TIMEOUT:
-            # Kafka has not answered, or nobody has polled since: a commit of all of them is waited for, which tells
-            late: dict[Partition, int] = {}
-            for _, begun in self._begun:
-                late.update({partition: offset for partition, offset in begun.items() if partition in self._at})
-            late.update(offsets)
-            self._begun.clear()
-            self.commit(late)
-            if self._rebalance is not None:
-                self._rebalance.confirmed(late)
-            return
-        self._begun.append((time.monotonic(), dict(offsets)))
         try:
             self._consumer.commit(offsets=_places(offsets), asynchronous=True)
         except KafkaException as error:
-            del self._begun[-1]
             self._look_at_commit([error.args[0]])
+        self._begun = dict(offsets)
 
     def _on_commit(self, error: Any, answers: Sequence[Any] | None) -> None:
         """Called back within a poll: a commit has ended. That may be one that was waited for, which is no concern of this."""
         offsets = {_partition(where): where.offset for where in answers or ()}
-        begun = next((one for one in self._begun if one[1] == offsets), None)
-        if begun is None or self._given_up or self._rebalance is None:
+        if not self._begun or offsets != self._begun or self._given_up or self._rebalance is None:
             return
-        self._begun.remove(begun)
-        here = {partition: offset for partition, offset in offsets.items() if partition in self._at}
-        if not here:  # they have left since, with what was committed then
-            return
-        errors = [error] if error is not None else [one.error for one in answers or () if one.error is not None]
+        self._begun = {}
+        # what has left since did so with what was committed then
+        errors = {
+            _partition(one): one.error if error is None else error
+            for one in answers or ()
+            if _partition(one) in self._at
+        }
+        self._rebalance.confirmed({partition: offsets[partition] for partition, one in errors.items() if one is None})
+        refused = {partition: offsets[partition] for partition, one in errors.items() if one is not None}
         try:
-            self._look_at_commit(errors)
-            self._rebalance.confirmed(here)
+            self._look_at_commit([one for one in errors.values() if one is not None])
         except CommitRefused as refusal:
-            self._rebalance.refused(here, refusal)
+            self._rebalance.refused(refused, refusal)
         except Exception as problem:  # raised in the next poll: librdkafka could not hand it on
             self._failed = problem
 

@@ -156,7 +156,9 @@ class Delivery:
     @property
     def is_done(self) -> bool:
         """Whether it has ended, well or badly, as far as its client knows."""
-        return self.ended or (not self.waits and self.number <= self.client.drained)
+        if self.ended or self.client.tells_each:
+            return self.ended
+        return not self.waits and self.number <= self.client.drained
 
 
 class Deliveries:
@@ -232,7 +234,7 @@ class Deliveries:
             delivery = self._alone.get(at)
             if delivery is None:
                 delivery = Delivery(self.client, self._topic, None)
-                delivery.number = self.number
+                delivery.ended = True
             found.append(delivery)
         return found
 
@@ -385,6 +387,12 @@ class Producer:
             self.fatal = _cause(error)
             logger.warning("this producer is of no more use: %s", self.fatal)
             return 0
+        except BaseException as error:
+            if (
+                not self.tells_each
+            ):  # it may have interrupted a call that tells of a failure: what has ended well is not known
+                self.fatal = error
+            raise
 
     def _start_alone(self, delivery: Delivery) -> None:
         """Again, but by itself."""
