@@ -490,13 +490,9 @@ class Consumer:
     def refused(self, offsets: Mapping[Partition, int], error: CommitRefused) -> None:
         """Kafka has not taken these offsets, because the group has moved on."""
         self._refused.update(offsets)
-        self._no_more_begun(offsets)
+        for partition in offsets:
+            self._begun.pop(partition, None)
         logger.warning("group %s: the commit came too late, its messages come again: %s", self.group, error)
-
-    def _no_more_begun(self, offsets: Mapping[Partition, int]) -> None:
-        for partition, offset in offsets.items():
-            if self._begun.get(partition) == offset:
-                del self._begun[partition]
 
     def _note_confirmed(self) -> None:
         """Notes in Redis what Kafka has confirmed, here and in rebalances."""
@@ -523,13 +519,13 @@ class Consumer:
         self._confirmed.update(offsets)
         for partition, offset in offsets.items():
             if self._begun.get(partition) == offset:  # and not of a topic that is another one now
+                del self._begun[partition]
                 self.tracks[partition].committed = offset
             elif partition in self.left:
                 self.left[partition].committed = offset
             for noted in (self._refused, self._behind):
                 if noted.get(partition, offset) <= offset:
                     noted.pop(partition, None)
-        self._no_more_begun(offsets)
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         kafka, silent = (

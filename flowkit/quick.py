@@ -184,29 +184,26 @@ class QuickWay:
         try:
             for number, value in enumerate(values, first):
                 if takes_message:
-                    message = Message(next(each), reception)
-                    message._payload = payload = read(value)
-                    calls.number = number
-                    set_current((calls, number))
+                    message = Message(next(each), reception)  # also where the payload cannot be read
+                payload = read(value)
+                calls.number = number
+                set_current((calls, number))
+                if takes_message:
+                    message._payload = payload
                     result = handler(payload, message)
                 else:
-                    payload = read(value)
-                    calls.number = number
-                    set_current((calls, number))
                     result = handler(payload)
-                kept = False
-                if type(result) is dict:
-                    calls.number = -1
-                    if is_json and not made:
-                        try:
-                            add(dumps(result))  # without a default it takes half the time
-                        except Exception:
-                            kept = False  # the usual way says what is wrong, if anything is
-                        else:
-                            kept = True
-                else:
+                kept = is_json and type(result) is dict
+                if not kept:
                     result = finish(result)
-                    calls.number = -1
+                calls.number = -1
+                if kept and not made:
+                    try:
+                        add(dumps(result))  # without a default it takes half the time
+                    except Exception:
+                        kept = False  # the usual way says what is wrong, if anything is
+                else:
+                    kept = False
                 if not kept:
                     first = self._end(slice_, number, result, first, answers)
                 if not until.at or (not number % EVERY and clock() > end):

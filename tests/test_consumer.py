@@ -380,11 +380,15 @@ class BegunCommits:
         self.loop.consumer.refused(self.begun.pop(0), CommitRefused("the member is not known"))
 
 
+def beginning(clock: Clock, **settings: Any) -> tuple[Loop, BegunCommits, list[int]]:
+    app = make_app(**settings)
+    seen = recorder(app)
+    loop = Loop(app, clock, Redis())
+    return loop, BegunCommits(loop), seen
+
+
 def test_a_commit_that_is_under_way_is_not_begun_again_and_ends_when_kafka_says_so(clock: Clock) -> None:
-    app = make_app()
-    recorder(app)
-    loop = Loop(app, clock)
-    commits = BegunCommits(loop)
+    loop, commits, _ = beginning(clock)
     loop.put("a", 1, 2)
     loop.turn(3, after=1)
     assert commits.begun == [{Partition("a", 0): 2}]
@@ -403,10 +407,7 @@ def test_a_commit_that_is_under_way_is_not_begun_again_and_ends_when_kafka_says_
 
 
 def test_a_commit_of_which_nothing_is_heard_is_made_once_more_and_waited_for(clock: Clock) -> None:
-    app = make_app()
-    recorder(app)
-    loop = Loop(app, clock)
-    commits = BegunCommits(loop)
+    loop, commits, _ = beginning(clock)
     loop.put("a", 1, 2)
     loop.turn()
     loop.turn(9, after=1)
@@ -420,10 +421,7 @@ def test_a_commit_of_which_nothing_is_heard_is_made_once_more_and_waited_for(clo
 
 
 def test_a_commit_under_way_that_is_refused_is_begun_again(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    app = make_app()
-    recorder(app)
-    loop = Loop(app, clock)
-    commits = BegunCommits(loop)
+    loop, commits, _ = beginning(clock)
     loop.put("a", 1, 2)
     loop.turn()
     commits.refuse()
@@ -436,10 +434,7 @@ def test_a_commit_under_way_that_is_refused_is_begun_again(clock: Clock, caplog:
 def test_a_partition_that_leaves_while_its_commit_is_under_way_is_committed_or_comes_again(
     clock: Clock, lost: bool
 ) -> None:
-    app = make_app()
-    seen = recorder(app)
-    loop = Loop(app, clock)
-    commits = BegunCommits(loop)
+    loop, commits, seen = beginning(clock)
     loop.put("a", 1, 2)
     loop.turn()
     assert commits.begun == [{Partition("a", 0): 2}]
@@ -454,10 +449,7 @@ def test_a_partition_that_leaves_while_its_commit_is_under_way_is_committed_or_c
 
 
 def test_the_last_commit_is_waited_for(clock: Clock) -> None:
-    app = make_app()
-    recorder(app)
-    loop = Loop(app, clock)
-    commits = BegunCommits(loop)
+    loop, commits, _ = beginning(clock)
     loop.put("a", 1, 2)
     loop.turn()
     assert len(commits.begun) == 1
@@ -472,10 +464,7 @@ def test_the_last_commit_is_waited_for(clock: Clock) -> None:
 )
 def test_commits_are_waited_for_where_something_hangs_on_them(clock: Clock, options: dict[str, Any]) -> None:
     """So many messages at most are to come again; or Redis is to know what Kafka has confirmed."""
-    app = make_app(**options)
-    recorder(app)
-    loop = Loop(app, clock, Redis())
-    commits = BegunCommits(loop)
+    loop, commits, _ = beginning(clock, **options)
     loop.put("a", 1)
     loop.turn(2, after=1)
     assert commits.begun == []

@@ -404,7 +404,7 @@ class Consumer:
         try:
             self._consumer.commit(offsets=_places(offsets), asynchronous=True)
         except KafkaException as error:
-            self._look_at_commit([error.args[0]])
+            self._look_at_commit([error.args[0]])  # which raises
         self._begun = dict(offsets)
 
     def _on_commit(self, error: Any, answers: Sequence[Any] | None) -> None:
