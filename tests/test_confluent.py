@@ -27,8 +27,9 @@ from support import Owner
 from flowkit import BrokerUnavailable, ConfigurationError, DeliveryError, Settings
 from flowkit.clients import CommitRefused, Unreadable, confluent_producer, kafka_python
 from flowkit.clients.confluent import Consumer, Records
+from flowkit.clients.confluent_deliveries import Deliveries, Delivery
 from flowkit.clients.confluent_options import PRODUCER, confluent_options, consumer_options
-from flowkit.clients.confluent_producer import Deliveries, Delivery, Producer, TransactionalProducer
+from flowkit.clients.confluent_producer import Producer, TransactionalProducer
 from flowkit.clients.confluent_trouble import Trouble
 from flowkit.errors import MessagesGone, Stopped
 from flowkit.message import Partition
