@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .clients import CommitRefused, ConsumerClient, MakeConsumer, Unreadable
-from .dispatch import Ahead, Handling, Until
+from .dispatch import Handling, Until
 from .errors import (
     ConfigurationError,
     FlowkitError,
@@ -32,6 +32,7 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from .jobqueue import JobQueue
+    from .parallel import Window
     from .queueing import Queueing
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ MOST_OF_ALL = 50_000
 
 WAITING_POLL = 0.02
 """The same while Kafka has not confirmed every response: where no message comes, they are waited for."""
+
+PEEK = 0.005
+"""The same while messages are in hand that are handled many at once: what comes of them is looked at afterwards."""
 
 RECONNECT = Retry(first=0.5, cap=15.0)
 """Waits between attempts to reach brokers or Redis."""
@@ -90,7 +94,14 @@ class Track:
     awaited: int | None = None
     alone_to: int | None = None
     """The last of the messages that are handled and sent one by one: see ``Inline._goes_alone``."""
-    ahead: Ahead = field(default_factory=dict)
+    window: Window | None = None
+    """What its route has of it, if that handles many messages at once."""
+
+    def close_window(self) -> None:
+        """What was handled ahead, and what is in hand, is forgotten: its messages come again."""
+        if self.window is not None:
+            self.window.close()
+            self.window = None
 
     def attempt_of(self, record: Record) -> int:
         """The number of the next attempt: one message, the first that is not done, may have failed before."""
@@ -160,14 +171,11 @@ class Consumer:
         self._behind: dict[Partition, int] = {}
         self.lookout = Lookout(self)
         self.failing = Failing(self)
+        self._gathers = not any(handling.inline for handling in handlings.values())
+        self.usual = self._usual_poll()
+        """Messages of one poll, if no option says otherwise."""
         self.inline = Inline(self)
         self.queueing = self._make_queueing(job_queue)
-        self._gathers = not any(handling.inline for handling in handlings.values())
-        many = self._gathers or self.inline.transactions is not None
-        usual = MOST_QUEUED if many else MOST_HANDLED
-        for handling in handlings.values():
-            usual = max(usual, handling.max_batch, ROUNDS * handling.concurrency)
-        self._usual = usual
         self._was_short = False
         self._look_at = self._tell_at = 0.0
         self._consumed: dict[Partition, int] = {}
@@ -179,12 +187,18 @@ class Consumer:
         self._slice = max(SHORTEST_SLICE, kafka.offset_commit_interval)
         self._more_in_poll = kafka.max_poll_records is None and not self.threshold
 
+    def _usual_poll(self) -> int:
+        handlings = self.handlings.values()
+        many = self._gathers or any(handling.transactional for handling in handlings)
+        wanted = [max(handling.max_batch, ROUNDS * handling.concurrency) for handling in handlings]
+        return max(MOST_QUEUED if many else MOST_HANDLED, *wanted)
+
     @property
     def most(self) -> int:
         """Messages that a poll may give."""
         if self._was_short and self._more_in_poll:
-            return max(self._usual, min(FOR_EACH * len(self.tracks), MOST_QUEUED))
-        return min(self.settings.kafka.max_poll_records or self._usual, MOST_OF_ALL)
+            return max(self.usual, min(FOR_EACH * len(self.tracks), MOST_QUEUED))
+        return min(self.settings.kafka.max_poll_records or self.usual, MOST_OF_ALL)
 
     def _make_queueing(self, job_queue: JobQueue | None) -> Queueing | None:
         if all(handling.inline for handling in self.handlings.values()):
@@ -233,11 +247,13 @@ class Consumer:
             self.queueing.gather()
         batch: Mapping[Partition, Sequence[Record]] = {}
         unreadable = None
-        self.about_to_poll()
-        try:
-            batch = client.poll(self._poll_timeout(), self.most)
-        except Unreadable as error:
-            unreadable = error
+        crowd = self.inline.crowd
+        if crowd is None or crowd.may_poll():
+            self.about_to_poll()
+            try:
+                batch = client.poll(self._poll_timeout(), self.most)
+            except Unreadable as error:
+                unreadable = error
         self.received = time.time()
         polled_at = self.clock_starts()
         self.poll_by = polled_at + self.longest_batch
@@ -263,14 +279,13 @@ class Consumer:
             anew = self.lookout.for_other_topics(client)
         if queueing is not None:
             queueing.begin_turn()
-        if self.inline.parallel:
-            self.inline.work_ahead({partition: rs for partition, rs in batch.items() if partition not in anew})
-            self.poll_by = self.clock_starts() + self.longest_batch  # else what took long would never have its turn
+        if crowd is not None:
+            batch = crowd.take({partition: records for partition, records in batch.items() if partition not in anew})
         queued: dict[Partition, Sequence[Record]] = {}
         for partition, records in batch.items():
             if partition in self.left or partition in anew:
                 continue
-            if self.stopping and not self.track(partition).ahead:
+            if self.stopping and self.track(partition).window is None:
                 continue
             if self.handlings[partition.topic].inline:
                 self.inline.take(partition, records)
@@ -291,6 +306,14 @@ class Consumer:
         if self._consumed and (now >= self._tell_at or not batch):
             self._tell_at = now + LOOK_EVERY
             self._tell_consumed()
+
+    @property
+    def stands_since(self) -> float:
+        """When the turn began that is under way, or the message that is in hand for longest, of those handled many at once; on
+        the clock of ``time.monotonic()``.
+        """
+        oldest = self.inline.crowd.oldest if self.inline.crowd is not None else None
+        return self.turned_at if oldest is None else min(self.turned_at, oldest)
 
     def about_to_poll(self) -> None:
         """Called before each poll, whoever does it: for how long none was is why a membership is lost."""
@@ -324,6 +347,7 @@ class Consumer:
 
     def read_anew(self, partition: Partition, topic_id: str) -> None:
         """Its topic is another one now, of the same name: starts at the first message."""
+        self.tracks[partition].close_window()
         track = self.tracks[partition] = Track(topic_id=topic_id, held=self.tracks[partition].held)
         self._begun.pop(partition, None)
         self.client.seek(partition, 0)
@@ -336,6 +360,8 @@ class Consumer:
         longest = min(POLL_TIMEOUT, self.queueing.patience) if self.queueing is not None else POLL_TIMEOUT
         if self.inline.waits:
             longest = min(longest, WAITING_POLL)
+        if self.inline.is_busy:
+            longest = min(longest, PEEK)
         if not self._troubled:
             return longest
         tracks = (self.tracks[partition] for partition in self._troubled if partition in self.tracks)
@@ -385,6 +411,8 @@ class Consumer:
 
     def put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
         track.done = offset
+        if track.window is not None:
+            track.window.rewind()
         self.wait(partition, track, time.monotonic() + delay)
         self.client.seek(partition, offset)
 
@@ -506,7 +534,7 @@ class Consumer:
         self.new.extend(partition for partition in partitions if partition not in self.tracks)
 
     def revoked(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        self.inline.leave(partitions)
+        self.inline.leave(partitions, finish=True)
         offsets = self._uncommitted(partitions)
         for partition in partitions:
             self.forget_lost(partition)
@@ -559,6 +587,7 @@ class Consumer:
             track = self.tracks.pop(partition, None)
             if track is not None:
                 self.left[partition] = track
+                track.close_window()
             self._begun.pop(partition, None)
         self.new = [partition for partition in self.new if partition not in partitions]
         if self.queueing is not None:
@@ -566,7 +595,7 @@ class Consumer:
 
     def moved(self, partition: Partition, before: int, after: int) -> None:
         if (track := self.tracks.get(partition)) is not None:
-            track.ahead = {}  # other messages may be at those offsets now
+            track.close_window()  # other messages may be at those offsets now
             if after < before:  # so that what was sent for those that were there is no matter of theirs
                 self.tracks[partition] = replace(track)
         self.lookout.tell_gone(partition, before, after)
@@ -642,7 +671,7 @@ class Consumer:
         self._behind.update(self.inline.unsettled())
         self._drop_client(2.0)
         until = time.monotonic() + delay
-        while not self.stopping and time.monotonic() < until:
+        while not self.stopping and (time.monotonic() < until or self.inline.is_busy):
             time.sleep(0.05)
             self.turned_at = time.monotonic()
 
@@ -667,7 +696,7 @@ class Consumer:
         self._refused.clear()
         if self._client is not None:
             try:
-                self.inline.settle()
+                self.inline.finish()
                 if self.queueing is not None:
                     self.queueing.end()
                 self.commit(wait=True)

@@ -64,6 +64,11 @@ def run_async(coroutine: Any) -> Any:
         raise
 
 
+def call_soon(function: Callable[[], None]) -> None:
+    """Calls a function on the loop of this process, in a copy of this thread's context, and does not wait for it."""
+    _loop_of_process().call(function)
+
+
 def close_loop() -> None:
     """Cancels what is left on the loop of this process and ends it, if it runs; the next coroutine starts a new one."""
     _loop_of_process().close()

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Token
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -52,14 +52,14 @@ from .route_options import RetryTopic, check_transactional, end_of, retry_stem, 
 from .settings import Settings
 from .signature import bind, bind_failure, takes_payload_only
 
+if TYPE_CHECKING:
+    from .parallel import Window
+
 logger = logging.getLogger(__name__)
 
 Send = Callable[[Record, Sequence[Response]], None]
 Run = Callable[[Any, int, float], Sequence[Response]]
 """One message, its attempt number, when it was received: gives the responses. ``Abort`` and every error come out."""
-
-Ahead = dict[int, Sequence[Response] | Exception]
-"""By offset, what came of messages of one partition that were handled before it was their turn."""
 
 Entry = tuple[Any, ...]
 """One queued message: the fields of a ``PlainRecord``, but the value as the interchanger loaded it."""
@@ -288,12 +288,12 @@ class Handling:
         received: float,
         until: Until,
         call: Run | None = None,
-        ahead: Ahead | None = None,  # noqa: ARG002
+        ahead: Window | None = None,  # noqa: ARG002
     ) -> tuple[int, Exception | None]:
         """Records of one partition or one job, in order, until one fails or the time has come.
 
-        ``attempt`` is that of the first record; ``call`` what is done with each, ``self.call`` if not given; ``ahead`` what was
-        handled before its turn, by ``Parallel``. Gives the number of finished records, and the error of the next one if it
+        ``attempt`` is that of the first record; ``call`` what is done with each, ``self.call`` if not given; ``ahead`` has what
+        was handled before its turn, by ``Parallel``. Gives the number of finished records, and the error of the next one if it
         failed.
         """
         token = current.set(self.idle)

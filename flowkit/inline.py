@@ -17,6 +17,7 @@ from .underway import Passed, Sent, UnderWay
 
 if TYPE_CHECKING:
     from .consumer import Consumer, Track
+    from .crowd import Crowd
     from .dispatch import Handling, Send
     from .transactions import Transactions
 
@@ -40,7 +41,11 @@ class Inline:
         """Whether there may be responses that Kafka has not confirmed, as far as was looked."""
         self.is_urgent = False
         """Whether what is under way is to be waited for now."""
-        self.parallel = any(handling.concurrency > 1 for handling in loop.handlings.values())
+        self.crowd: Crowd | None = None
+        if any(handling.concurrency > 1 for handling in loop.handlings.values()):
+            from .crowd import Crowd
+
+            self.crowd = Crowd(loop)
         self.transactions: Transactions | None = None
         if any(handling.transactional for handling in loop.handlings.values()):
             from .transactions import Transactions
@@ -52,7 +57,10 @@ class Inline:
         loop = self.loop
         handling = loop.handlings[partition.topic]
         track = loop.track(partition)
-        if not loop.may_start(partition, track, records):
+        if self.is_at_once(partition):
+            if track.window is None or track.resume_at is not None:  # it was put back in this turn
+                return
+        elif not loop.may_start(partition, track, records):
             return
         if handling.due_after is not None:
             records = self._due(partition, track, records, handling.due_after)
@@ -74,7 +82,7 @@ class Inline:
             with loop.loan:
                 attempt = 1 if track.failed_at is None else track.attempt_of(records[at])
                 done, error = handling.run(
-                    slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=track.ahead
+                    slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=track.window
                 )
             self.waits = self.waits or bool(kept)
             if partition in loop.left:
@@ -85,6 +93,8 @@ class Inline:
                 at += done
                 loop.since_commit += done
                 track.done = records[at - 1].offset + 1
+                if track.window is not None:
+                    track.window.pass_to(track.done)
                 # whether one that has failed before is over it, is to be known before it counts as that
                 self.is_urgent = self.is_urgent or track.failed_at is not None
                 if alone and (partition in self.settle() or partition in loop.left):
@@ -97,11 +107,12 @@ class Inline:
                 self.waits = self.waits or bool(kept)
                 if not goes_on:
                     break
-                track.ahead.pop(records[at].offset, None)  # of one that could not be sent
+                if track.window is not None:
+                    track.window.pass_over(records[at])
                 at += 1
                 loop.since_commit += 1
                 continue
-            if at == len(records) or (loop.stopping and records[at].offset not in track.ahead):
+            if at == len(records) or (loop.stopping and track.window is None):
                 break
             if not self._pause_for_breath(partition, records[at]):
                 break
@@ -134,20 +145,6 @@ class Inline:
             return records[:at]
         return records
 
-    def work_ahead(self, batch: Mapping[Partition, Sequence[Record]]) -> None:
-        """Handles what of a batch may be handled at once, before the partitions have their turn one by one."""
-        from .parallel import works_of
-
-        loop = self.loop
-        may_start = {
-            partition: track
-            for partition in batch.keys() - loop.left.keys()
-            if (track := loop.tracks.get(partition)) is not None and track.resume_at is None and not track.held
-        }
-        for handling, works in works_of(batch, may_start, loop.handlings).items():
-            with loop.loan:
-                handling.work(works, loop.received, loop.until)
-
     def _gathered(self, partition: Partition, track: Track, records: Sequence[Record], handling: Handling) -> bool:
         """Whether a batch is as long as it may be, or has waited; if not, its partition waits."""
         first = records[0].offset
@@ -166,7 +163,8 @@ class Inline:
         if due:
             loop.commit()
         if loop.clock_starts() > loop.poll_by:
-            loop.client.seek(partition, following.offset)
+            if loop.track(partition).window is None:
+                loop.client.seek(partition, following.offset)
             return False
         return True
 
@@ -221,7 +219,7 @@ class Inline:
             if refused is not None:
                 # before all else, so that nothing is committed past it whatever breaks below, or if its partition comes back
                 track.done = under_way.offset
-                track.ahead = {}  # what stands behind it comes again, so that keys keep their order
+                track.close_window()  # what stands behind it comes again, so that keys keep their order
                 if refused[1].with_another:
                     track.alone_to = under_way.last_offset
             if loop.tracks.get(partition) is not track:
@@ -276,20 +274,58 @@ class Inline:
                         self.is_urgent = True
         self.is_urgent = self.is_urgent or client.has_failed or left > MOST_SENT
 
-    def leave(self, partitions: Sequence[Partition]) -> None:
+    def is_at_once(self, partition: Partition) -> bool:
+        """Whether many messages of this partition are handled at once."""
+        return self.crowd is not None and partition.topic in self.crowd.topics
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any of those are in hand."""
+        return self.crowd is not None and self.crowd.is_busy
+
+    def leave(self, partitions: Sequence[Partition], *, finish: bool = False) -> None:
         """Looks at what is under way of partitions that leave, so that it need not come again. Waits for it, unless they leave
-        because their client is given up: then nobody waits for what comes of that.
+        because their client is given up: then nobody waits for what comes of that. ``finish``: also for what is in hand.
         """
-        producer = self.loop.producer
-        if not partitions or self.loop.is_without_client:
+        loop, producer = self.loop, self.loop.producer
+        if not partitions or loop.is_without_client:
             return
+        with producer.in_place_of(loop.claim):
+            if finish and self.crowd is not None and not loop.loan.is_kept:
+                for partition, records in self.crowd.leave(partitions, LAST_CHANCE).items():
+                    self._pass_last(partition, records)
         producer.settle(LAST_CHANCE)
         leaving = [found for partition in partitions if (found := self._sent.get(partition))]
         if leaving:
-            with producer.in_place_of(self.loop.claim):
+            with producer.in_place_of(loop.claim):
                 producer.flush(LAST_CHANCE)
                 for under_way in leaving:
                     self._look_at(under_way)
+
+    def _pass_last(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Sends what came of messages that were in hand when their partition was about to leave. Those from the first that
+        failed on come again elsewhere.
+        """
+        loop = self.loop
+        handling, track = loop.handlings[partition.topic], loop.tracks[partition]
+        if handling.transactional:
+            return
+        send, _ = self._sender(handling, partition, track)
+        done, error = handling.run(
+            records, send, attempt=1, received=loop.received, until=loop.until, ahead=track.window
+        )
+        if error is not None:
+            logger.debug("%s@%d comes again elsewhere: %r", places([partition]), records[done].offset, error)
+        if done:
+            track.done = records[done - 1].offset + 1
+            loop.count_consumed(partition, done)
+
+    def finish(self) -> None:
+        """At the end: waits for what is in hand, and for every response."""
+        if self.crowd is not None:
+            for partition, records in self.crowd.finish().items():
+                self.take(partition, records)
+        self.settle()
 
     def unsettled(self) -> dict[Partition, int]:
         """Of each partition the first message that is handled, but whose responses are not confirmed yet."""

@@ -96,15 +96,22 @@ class Loan:
     def _look(self) -> None:
         """Back on the loop's thread: finds out what is still ours."""
         loop, client = self.loop, self.loop.client
-        came_back = [partition for partition in loop.new if partition in loop.left and partition in loop.batch]
+        came_back = [
+            partition
+            for partition in loop.new
+            if partition in loop.left and (partition in loop.batch or loop.inline.is_at_once(partition))
+        ]
         unsettled = loop.inline.unsettled()
         kept = []
         for partition in came_back:
             track = loop.left[partition]
+            if track.done is None and partition not in loop.batch:
+                continue  # nothing was read of it
             done = loop.batch[partition][0].offset if track.done is None else track.done
             done = min(done, unsettled.get(partition, done))
             committed = client.committed(partition)
-            if track.held or not loop.may_keep(partition) or (committed or 0) > done:
+            may_keep = loop.may_keep(partition) and not loop.inline.is_at_once(partition)
+            if track.held or not may_keep or (committed or 0) > done:
                 client.seek(partition, max(committed or 0, done))
                 continue
             track.committed = committed

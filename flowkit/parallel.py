@@ -1,45 +1,102 @@
 """Handlers that run many at a time in one process: blocking ones on threads, ``async def`` ones as tasks, in the order of keys
 or partitions.
 
-What a poll gave of all partitions is handled at once, and waits, each message with its outcome, until it is its turn: then its
-responses are sent and its offset is passed, one after the other, as if it had been handled only now. So nothing is committed
-past a message that is not done, and what stands behind one that failed is not handled again when that one is.
+Messages that are to be handled one after the other, of one key say, are in one lane. A lane with messages waits for a free
+thread or task, and for nothing else: neither for the next poll nor for a slow message of another lane. What a partition has
+here is its window. The loop passes its messages in their order, each as soon as it and those before it have an outcome: then
+its responses are sent and its offset counts, as if it had been handled only now. So nothing is committed past a message that
+is not done, and what stands behind one that failed is not handled again when that one is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
+from queue import Empty, SimpleQueue
+from types import CoroutineType
+from typing import Any, NamedTuple
 
-from .coroutines import finish, run_async
-from .dispatch import Ahead, Handling, Run, Send, Until, as_failure
+from .coroutines import call_soon, finish
+from .dispatch import Handling, Run, Send, Until, as_failure
 from .errors import ConfigurationError
 from .message import Abort, Message, Record
 from .responses import Call, Declarations, Response, current
 from .route import Handler, Responder, Route
+from .settings import Settings
 from .signature import is_async
 
-if TYPE_CHECKING:
-    from .settings import Settings
+Outcome = Sequence[Response] | Exception
 
 
-class Work(NamedTuple):
-    """Messages of one partition, the number of the first one's attempt, and where their outcomes go."""
+class Entry(NamedTuple):
+    """A message that is not begun."""
 
-    records: Sequence[Record]
+    record: Record
     attempt: int
-    ahead: Ahead
+    received: float
+    window: Window
 
 
-Lane = list[tuple[Record, int, Ahead]]
-"""Messages that are handled one after the other, each with the number of its attempt."""
+class Lane:
+    """Messages that are handled one after the other. It is there while it has any, or one of them has failed."""
+
+    __slots__ = ("entries", "failed", "is_out", "name")
+
+    def __init__(self, name: Any) -> None:
+        self.name = name
+        self.entries: deque[Entry] = deque()
+        self.is_out = False
+        """Whether one of its messages is in hand, or it waits for a free thread or task."""
+        self.failed: Window | None = None
+        """The window with the message of it that has failed: what is behind that one waits until it is retried or let go."""
+
+
+class Window:
+    """What one route has of a partition: its messages from the first that is not passed to the last that was polled."""
+
+    __slots__ = ("in_hand", "is_closed", "outcomes", "records", "route")
+
+    def __init__(self, route: Parallel) -> None:
+        self.route = route
+        self.records: deque[Record] = deque()
+        self.outcomes: dict[int, Outcome] = {}
+        """By offset, what came of those that have been handled."""
+        self.in_hand: set[int] = set()
+        self.is_closed = False
+
+    def ready(self) -> list[Record]:
+        """The messages whose turn it is: the first ones, as far as they have an outcome."""
+        return list(takewhile(lambda record: record.offset in self.outcomes, self.records))
+
+    def pass_to(self, offset: int) -> None:
+        """The messages before this offset are done with."""
+        records = self.records
+        while records and records[0].offset < offset:
+            records.popleft()
+
+    def pass_over(self, record: Record) -> None:
+        """One that has failed, or whose responses cannot be sent, is done with: what waits for it goes on."""
+        self.route.go_on_behind(record, self)
+
+    def rewind(self) -> None:
+        """The messages come again. Those that have been handled, or are in hand, are not begun once more then."""
+        self.drop()
+        self.records.clear()
+
+    def drop(self) -> None:
+        """Begins none of its messages any more."""
+        self.route.drop(self)
+
+    def close(self) -> None:
+        """Its messages are somebody else's, or come again: nothing counts that came of them, or will come."""
+        self.is_closed = True
+        self.rewind()
+        self.outcomes.clear()
 
 
 class Parallel(Handling):
@@ -64,13 +121,68 @@ class Parallel(Handling):
             raise ConfigurationError(f"{where} and batch=True do not go together; take one of them away")
         self.concurrency = route.concurrency or 1
         self.order = route.order or "key"
+        self.enough = self.concurrency
+        """Messages in lanes, beyond which no more are needed: the loop says how many."""
+        self.unbegun = 0
+        """Messages in lanes."""
+        self.in_hand: dict[Lane, float] = {}
+        """When the message was begun that is in hand, on the clock of ``time.monotonic()``."""
+        self.wake = threading.Event()
+        """Set when there is room for more, and when nothing is left."""
+        self.broken: BaseException | None = None
+        """What a handler raised that is no failure of its message but the end of the loop, like ``KeyboardInterrupt``."""
+        self._lanes: dict[Any, Lane] = {}
+        self._ready: SimpleQueue[Lane] = SimpleQueue()
+        self._lock = threading.Lock()
         self._is_async = is_async(route.handler)
-        self._begun: dict[int, float] = {}
-        """By lane, when the message was begun that is in hand."""
+        self._tasks: dict[Any, tuple[Lane, Entry]] = {}
+        self._threads = 0
 
-    @cached_property
-    def _threads(self) -> Threads:
-        return Threads(self.concurrency, f"flowkit-{self.topic}")
+    # What the loop asks for.
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many wait that no thread or task will be without work before the next poll."""
+        return self.unbegun >= self.enough
+
+    def take(self, window: Window, records: Sequence[Record], attempt: int, received: float) -> None:
+        """Takes messages of one partition; ``attempt`` is that of the first. Those that the window has are left out."""
+        with self._lock:
+            last = window.records[-1].offset if window.records else -1
+            for record in records:
+                if record.offset <= last:
+                    continue  # polled once more
+                window.records.append(record)
+                outcome = window.outcomes.get(record.offset)
+                if outcome is None and record.offset not in window.in_hand:
+                    lane = self._lane(record)
+                    lane.entries.append(Entry(record, attempt, received, window))
+                    self.unbegun += 1
+                    self._offer(lane)
+                elif isinstance(outcome, Exception):
+                    self._lane(record).failed = window
+                attempt = 1
+        self._start()
+
+    def go_on_behind(self, record: Record, window: Window) -> None:
+        with self._lock:
+            window.outcomes.pop(record.offset, None)
+            lane = self._lanes.get(self._lane_of(record))
+            if lane is not None and lane.failed is window:
+                lane.failed = None
+                self._offer(lane)
+        self._start()
+
+    def drop(self, window: Window) -> None:
+        with self._lock:
+            for lane in [*self._lanes.values()]:
+                kept = [entry for entry in lane.entries if entry.window is not window]
+                self.unbegun -= len(lane.entries) - len(kept)
+                lane.entries = deque(kept)
+                if lane.failed is window:
+                    lane.failed = None
+                self._offer(lane)
+        self._start()
 
     def run(
         self,
@@ -81,23 +193,21 @@ class Parallel(Handling):
         received: float,
         until: Until,
         call: Run | None = None,
-        ahead: Ahead | None = None,
+        ahead: Window | None = None,
     ) -> tuple[int, Exception | None]:
         if ahead is None:
             return super().run(records, send, attempt=attempt, received=received, until=until, call=call)
-        if any(record.offset not in ahead for record in records):
-            self.work([Work(records, attempt, ahead)], received, until)
         done = 0
         try:
             for record in records:
-                if (outcome := ahead.get(record.offset)) is None:
-                    break  # the time has come
+                if (outcome := ahead.outcomes.get(record.offset)) is None:
+                    break  # its partition has left
                 if isinstance(outcome, Exception):
-                    del ahead[record.offset]  # and is handled again, if it is not let go
+                    del ahead.outcomes[record.offset]  # and is handled again, if it is not let go
                     return done, outcome
                 if outcome:
                     send(record, outcome)
-                del ahead[record.offset]
+                ahead.outcomes.pop(record.offset, None)
                 done += 1
         except (Exception, SystemExit) as raised:  # of what sends
             return done, as_failure(raised)
@@ -106,27 +216,7 @@ class Parallel(Handling):
                 self.dead_in_a_row = 0
         return done, None
 
-    def work(self, works: Iterable[Work], received: float, until: Until) -> None:
-        """Handles what has no outcome yet, at once but for messages with the same key; begins none when the time has come."""
-        until.began = time.monotonic()
-        lanes = self._lanes(works)
-        if self._is_async:
-            run_async(self._go_async(lanes, received, until))
-            return
-        self._threads.run([partial(self._go, lane, received, until) for lane in lanes])
-
-    def _lanes(self, works: Iterable[Work]) -> list[Lane]:
-        lanes: dict[Any, Lane] = {}
-        failed: set[Any] = set()
-        for records, attempt, ahead in works:
-            for position, record in enumerate(records):
-                name = self._lane_of(record)
-                outcome = ahead.get(record.offset)
-                if isinstance(outcome, Exception):
-                    failed.add(name)  # it is to be retried, and what is behind it waits for that
-                elif outcome is None and name not in failed:
-                    lanes.setdefault(name, []).append((record, attempt if position == 0 else 1, ahead))
-        return list(lanes.values())
+    # Lanes. All of it with the lock.
 
     def _lane_of(self, record: Record) -> Any:
         """What is the same for messages that are handled one after the other."""
@@ -136,113 +226,144 @@ class Parallel(Handling):
             return record.partition, record.key
         return record.partition, record.offset, None
 
-    def _go(self, lane: Lane, received: float, until: Until) -> None:
-        for record, attempt, ahead in lane:
-            if self._is_over(until):
-                return
-            try:
-                with self._in_hand(lane), _Hooks(self) as hooks:
-                    message = self.message(record, attempt, received)
-                    for hook in self.before:
-                        finish(hook(message))
-                    ahead[record.offset] = hooks.and_(self.handle(message))
-            except Abort:
-                ahead[record.offset] = ()
-            except (Exception, SystemExit) as raised:
-                ahead[record.offset] = as_failure(raised)
-                return  # those behind it wait for it
+    def _lane(self, record: Record) -> Lane:
+        name = self._lane_of(record)
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = Lane(name)
+        return lane
 
-    async def _go_async(self, lanes: list[Lane], received: float, until: Until) -> None:
-        left = iter(lanes)
+    def _offer(self, lane: Lane) -> None:
+        """Lets a lane wait for a free thread or task, or go, if it is time for that."""
+        if lane.is_out or lane.failed is not None:
+            return
+        if lane.entries:
+            lane.is_out = True
+            self._ready.put(lane)
+        else:
+            self._lanes.pop(lane.name, None)
 
-        async def go() -> None:
-            task = asyncio.current_task()
-            for lane in left:  # each takes the next that nobody has yet
-                # in a task of its own: what cancels it must not reach those behind it
-                await asyncio.create_task(self._go_through(lane, received, until))
-                if task is not None and task.cancelling():
-                    return
+    # Threads and tasks.
 
-        # all of them: none may go on while the next ones begin
-        slots = [go() for _ in range(min(self.concurrency, len(lanes)))]
-        for outcome in await asyncio.gather(*slots, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+    def _begin(self, lane: Lane) -> Entry | None:
+        """The next message of a lane, which is in hand from now on."""
+        with self._lock:
+            if not lane.entries:  # they were dropped
+                lane.is_out = False
+                self._offer(lane)
+                return None
+            entry = lane.entries.popleft()
+            self.unbegun -= 1
+            self.in_hand[lane] = time.monotonic()
+            entry.window.in_hand.add(entry.record.offset)
+            if self.unbegun == self.enough - 1:
+                self.wake.set()
+            return entry
 
-    async def _go_through(self, lane: Lane, received: float, until: Until) -> None:
-        for record, attempt, ahead in lane:
-            if self._is_over(until):
-                return
-            try:
-                with self._in_hand(lane), _Hooks(self) as hooks:
-                    message = self.message(record, attempt, received)
-                    for hook in self.before:
-                        await _awaited(hook(message))
-                    ahead[record.offset] = hooks.and_(await self._handle_async(message))
-            except Abort:
-                ahead[record.offset] = ()
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                failed = RuntimeError("the coroutine was cancelled, by itself or by what it waited for")
-                failed.__cause__ = error
-                ahead[record.offset] = failed
-                return
-            except (Exception, SystemExit) as raised:
-                ahead[record.offset] = as_failure(raised)
-                return
+    def _end(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
+        window = entry.window
+        with self._lock:
+            del self.in_hand[lane]
+            window.in_hand.discard(entry.record.offset)
+            if not window.is_closed:
+                window.outcomes[entry.record.offset] = outcome
+                if isinstance(outcome, Exception):
+                    lane.failed = window
+            lane.is_out = False
+            self._offer(lane)
+            if not self.in_hand and not self.unbegun:
+                self.wake.set()
 
-    @contextlib.contextmanager
-    def _in_hand(self, lane: Lane) -> Iterator[None]:
-        self._begun[id(lane)] = time.monotonic()
+    def _start(self) -> None:
+        """Sees to it that somebody takes what is ready."""
+        if self._is_async:
+            if not self._ready.empty():
+                call_soon(self._begin_tasks)
+            return
+        while self._threads < self.concurrency:
+            self._threads += 1
+            # one that ends with the process, whatever it does then: those of ``concurrent.futures`` would be waited for
+            threading.Thread(target=self._work, name=f"flowkit-{self.topic}-{self._threads}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            lane = self._ready.get()
+            if (entry := self._begin(lane)) is not None:
+                self._end(lane, entry, self._handled(entry))
+                del entry
+
+    def _handled(self, entry: Entry) -> Outcome:
         try:
-            yield
-        finally:
-            del self._begun[id(lane)]
+            message = self.message(entry.record, entry.attempt, entry.received)
+            if not self.before:
+                return self.handle(message)
+            with _Hooks(self) as hooks:
+                for hook in self.before:
+                    finish(hook(message))
+                return hooks.and_(self.handle(message))
+        except Abort:
+            return ()
+        except (Exception, SystemExit) as raised:
+            return as_failure(raised)
+        except BaseException as raised:
+            return self._break(raised)
 
-    def _is_over(self, until: Until) -> bool:
-        """Whether the time has come. While a message is in hand that was begun before, it has not: so a slow one keeps the
-        others waiting no longer than until this batch is through.
-        """
-        return time.monotonic() >= until.at and not any(begun < until.at for begun in list(self._begun.values()))
+    def _break(self, error: BaseException) -> Exception:
+        self.broken = error
+        self.wake.set()
+        failure = RuntimeError(f"the handler ended with {error!r}")
+        failure.__cause__ = error
+        return failure
+
+    def _begin_tasks(self) -> None:
+        """On the event loop."""
+        while len(self._tasks) < self.concurrency:
+            try:
+                lane = self._ready.get_nowait()
+            except Empty:
+                return
+            if (entry := self._begin(lane)) is not None:
+                # one for each message: what cancels it must not reach those behind it
+                task = asyncio.create_task(self._go(lane, entry))
+                self._tasks[task] = lane, entry
+                task.add_done_callback(self._end_cancelled)
+
+    async def _go(self, lane: Lane, entry: Entry) -> None:
+        outcome: Outcome
+        try:
+            message = self.message(entry.record, entry.attempt, entry.received)
+            outcome = await (self._handle_hooked(message) if self.before else self._handle_async(message))
+        except Abort:
+            outcome = ()
+        except asyncio.CancelledError:
+            return  # seen by ``_end_cancelled``
+        except (Exception, SystemExit) as raised:
+            outcome = as_failure(raised)
+        except BaseException as raised:
+            outcome = self._break(raised)
+        del self._tasks[asyncio.current_task()]
+        self._end(lane, entry, outcome)
+        self._begin_tasks()  # at once, and not when this task has ended: that would be a turn of the event loop later
+
+    def _end_cancelled(self, task: asyncio.Task[None]) -> None:
+        if (found := self._tasks.pop(task, None)) is not None:
+            self._end(*found, RuntimeError("the coroutine was cancelled, by itself or by what it waited for"))
+            self._begin_tasks()
+
+    async def _handle_hooked(self, message: Message) -> Sequence[Response]:
+        with _Hooks(self) as hooks:
+            for hook in self.before:
+                await _awaited(hook(message))
+            return hooks.and_(await self._handle_async(message))
 
     async def _handle_async(self, message: Message) -> Sequence[Response]:
         call, token = self.begin()
         try:
-            return self.end(call, await _awaited(self._invoke(message)))
+            result = self._invoke(message)
+            return self.end(call, await result if type(result) is CoroutineType else await _awaited(result))
         finally:
             call.has_ended = True
             current.reset(token)
-
-
-class Threads:
-    """Threads that end with the process, whatever they do then: those of ``concurrent.futures`` would be waited for."""
-
-    def __init__(self, count: int, name: str) -> None:
-        self._tasks: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]]] = SimpleQueue()
-        for number in range(count):
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
-
-    def run(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """Runs them all, and waits for all to end. Raises what one of them raised."""
-        ended: SimpleQueue[BaseException | None] = SimpleQueue()
-        for task in tasks:
-            self._tasks.put((task, ended))
-        errors = [error for _ in tasks if (error := ended.get()) is not None]
-        if errors:
-            raise errors[0]
-
-    def _work(self) -> None:
-        while True:
-            task, ended = self._tasks.get()
-            try:
-                task()
-            except BaseException as error:  # raised by ``run``
-                ended.put(error)
-            else:
-                ended.put(None)
-            del task, ended
 
 
 class _Hooks:
@@ -265,16 +386,3 @@ class _Hooks:
 
 async def _awaited(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
-
-
-def works_of(
-    batch: Mapping[Any, Sequence[Record]], tracks: Mapping[Any, Any], handlings: Mapping[str, Handling]
-) -> dict[Parallel, list[Work]]:
-    """What of a batch is to be handled at once, by route; ``tracks`` are those of the partitions that may start."""
-    found: dict[Parallel, list[Work]] = {}
-    for partition, track in tracks.items():
-        handling = handlings[partition.topic]
-        if isinstance(handling, Parallel):
-            records = batch[partition]
-            found.setdefault(handling, []).append(Work(records, track.attempt_of(records[0]), track.ahead))
-    return found

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .deadletters import headers_of_message, origin
-from .dispatch import Ahead, Handling, Run, Send, Until
+from .dispatch import Handling, Run, Send, Until
 from .errors import DeadLetterLimit
 from .message import Abort, PlainRecord, Record, place
 from .responses import Response
@@ -19,6 +19,7 @@ from .route_options import MOST_RETRY_TOPICS, RetryTopic
 
 if TYPE_CHECKING:
     from .clients import ConsumerClient
+    from .parallel import Window
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Waiting(Handling):
         received: float,
         until: Until,
         call: Run | None = None,  # noqa: ARG002
-        ahead: Ahead | None = None,  # noqa: ARG002
+        ahead: Window | None = None,  # noqa: ARG002
     ) -> tuple[int, Exception | None]:
         done, error = super().run(
             records, send, attempt=attempt, received=received, until=until, call=self._call_original

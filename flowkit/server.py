@@ -229,9 +229,11 @@ class Server:
         parts = []
         for consumer in self._consumers:
             name = f"group {consumer.group}"
-            idle = time.monotonic() - consumer.turned_at
+            idle = time.monotonic() - consumer.stands_since
             if idle >= limit:
-                parts.append(Part(name, f"has not turned for {idle:.0f} s", alive=False))
+                turns = consumer.turned_at > consumer.stands_since
+                what = "has had a message in hand" if turns else "has not turned"
+                parts.append(Part(name, f"{what} for {idle:.0f} s", alive=False))
             elif not consumer.joined:
                 lost = (
                     "has lost touch with its broker" if consumer.tracks else "has not been given its partitions yet"
@@ -253,12 +255,14 @@ class Server:
             kept = idle >= consumer.longest_batch and thread.is_alive() and consumer.loan.keep() and in_time
             if self._is_new(consumer, "poll", idle >= settings.kafka.max_poll_interval):
                 self._tell_slow(consumer, thread, idle, kept=kept)
-            if self._is_new(consumer, "stuck", idle >= settings.stuck_after):
+            stands = time.monotonic() - consumer.stands_since
+            if self._is_new(consumer, "stuck", stands >= settings.stuck_after):
                 logger.error(
-                    "group %s has not turned for %.0f s, longer than stuck_after (%g s): from now on this process says that it"
-                    " is dead. If a message may take so long, raise stuck_after. All threads:\n%s",
+                    "group %s has not turned, or has had a message in hand, for %.0f s, longer than stuck_after (%g s): from"
+                    " now on this process says that it is dead. If a message may take so long, raise stuck_after. All"
+                    " threads:\n%s",
                     consumer.group,
-                    idle,
+                    stands,
                     settings.stuck_after,
                     _stacks(threading.enumerate()),
                 )

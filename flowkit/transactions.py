@@ -158,7 +158,8 @@ class Transactions:
         ]
         for _, track, record, _ in first.values():
             # before all else, so that nothing is committed past it whatever breaks below
-            track.done, track.ahead = record.offset, {}
+            track.done = record.offset
+            track.close_window()
         for partition, (_, track, record, responses) in first.items():
             if partition in loop.left:  # while a hook took long
                 continue
@@ -176,7 +177,8 @@ class Transactions:
         self._waiting = []
         for partition, offset in offsets.items():
             if (track := loop.tracks.get(partition)) is not None:
-                track.done, track.ahead = offset, {}
+                track.done = offset
+                track.close_window()
                 loop.client.seek(partition, offset)
         loop.refused(offsets, error)
         try:

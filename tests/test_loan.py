@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +156,35 @@ def test_a_partition_that_somebody_else_has_brought_further_goes_on_there(stays:
     loop.turn(3)
     assert seen == [1, 2, 4]
     assert loop.committed("a") == 4
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["revoked", "lost"])
+@pytest.mark.parametrize("passed", [0, 1])
+def test_a_partition_whose_messages_are_handled_at_once_goes_on_behind_what_was_passed(
+    lost: bool, passed: int, wait_for: WaitFor
+) -> None:
+    app = make_app()
+    runs: Counter[int] = Counter()
+    gate = threading.Event()
+
+    def at_once(value: int) -> None:
+        runs[value] += 1
+        if value == passed:
+            gate.wait(30)
+
+    app.add_topic("a", at_once, concurrency=5)
+    app.add_topic("b", lambda _: loop.take_long())
+    loop = Kept(app)
+    loop.put("a", 0, 1, 2)
+    wait_for(lambda: loop.turn() or (len(runs) == 3 and loop.consumer.tracks[PLACE].done == passed))
+    loop.put("a", 3)
+    loop.put("b", 7)
+    loop.leave(PLACE, lost=lost)
+    loop.turn()
+    gate.set()
+    wait_for(lambda: loop.turn() or loop.committed("a") == 4)
+    assert runs[passed] == 2
+    assert passed == 0 or runs[0] == 1
 
 
 def test_a_partition_that_left_for_good_is_abandoned_and_others_go_on() -> None:

@@ -17,15 +17,14 @@ import pytest
 from kafka import KafkaProducer
 from processes import Process
 from servers import Kafka, MakeTopic, WaitFor
-from support import make_record
 from test_transactions import Loop, Running, committed
 
 import flowkit.consumer
+import flowkit.crowd
+import flowkit.inline
 from flowkit import Flowkit, Message, Retry
-from flowkit.dispatch import Until
 from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError
 from flowkit.message import Partition
-from flowkit.parallel import Parallel, Threads, Work
 from flowkit.testing import Client
 
 
@@ -51,6 +50,8 @@ class Handler:
         self._in_hand = 0
         self._lock = threading.Lock()
         self.act = act
+        self.held: set[int] = set()
+        """Values that it does not end with before they are taken out of here."""
         handle: Any = self.coroutine if asynchronous else self.function
         app.add_topic(topic, handle, group="g", **{"concurrency": 10, **options})
 
@@ -70,13 +71,15 @@ class Handler:
 
     def function(self, value: int) -> Any:
         with self._noting(value):
-            seconds = self.act(value)
-            time.sleep(seconds or 0)
+            time.sleep(self.act(value) or 0)
+            while value in self.held:
+                time.sleep(0.001)
 
     async def coroutine(self, value: int) -> Any:
         with self._noting(value):
-            seconds = self.act(value)
-            await asyncio.sleep(seconds or 0)
+            await asyncio.sleep(self.act(value) or 0)
+            while value in self.held:
+                await asyncio.sleep(0.001)
 
 
 def put(
@@ -86,12 +89,30 @@ def put(
         loop.broker.append("a", str(value).encode(), keys(value), partition=partition)
 
 
-def turn(loop: Loop, done: Callable[[], bool], most: int = 200) -> None:
-    for _ in range(most):
+def turn(loop: Loop, done: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         loop.turn()
         if done():
             return
+        time.sleep(0.0005)
     raise AssertionError("it does not come to its end")
+
+
+def turn_to_end(loop: Loop, offset: int) -> None:
+    """Until so many messages are committed."""
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == offset)[1])
+
+
+def fail_in(values: list[int], seconds: float = 0.02) -> Callable[[int], None]:
+    """Fails for these values, when those begun with it have been begun."""
+
+    def act(value: int) -> None:
+        if value in values:
+            time.sleep(seconds)
+            raise ValueError(value)
+
+    return act
 
 
 both = pytest.mark.parametrize("asynchronous", [False, True], ids=["threads", "tasks"])
@@ -119,7 +140,7 @@ def test_the_partitions_of_a_poll_are_handled_together(asynchronous: bool) -> No
     loop.broker.create("a", 4)
     for partition in range(4):
         put(loop, *range(3 * partition, 3 * partition + 3), partition=partition)
-    loop.turn()
+    turn(loop, lambda: len(handler.spans) == 12)
     assert handler.most == 12
 
 
@@ -129,7 +150,7 @@ def test_messages_with_the_same_key_are_handled_in_order_and_never_at_once(async
     handler = Handler(app, lambda value: 0.002 * (value % 3), asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, *range(60), keys=lambda value: b"%d" % (value % 6))
-    turn(loop, lambda: len(handler.runs) == 60)
+    turn(loop, lambda: len(handler.spans) == 60)
     assert handler.most > 3
     for key in range(6):
         spans = [handler.spans[value] for value in range(key, 60, 6)]
@@ -144,7 +165,7 @@ def test_partitions_are_handled_at_once_and_each_in_order(asynchronous: bool) ->
     loop.broker.create("a", 3)
     for partition in range(3):
         put(loop, *range(partition, 60, 3), keys=lambda value: b"%d" % value, partition=partition)
-    turn(loop, lambda: len(handler.runs) == 60)
+    turn(loop, lambda: len(handler.spans) == 60)
     assert handler.most == 3
     for partition in range(3):
         spans = [handler.spans[value] for value in range(partition, 60, 3)]
@@ -177,19 +198,155 @@ def test_without_order_they_are_handled_at_once_too(asynchronous: bool) -> None:
     handler = Handler(app, lambda value: 0.02, asynchronous=asynchronous, order="none")
     loop = Loop(app)
     put(loop, *range(10), keys=lambda value: b"same")
-    loop.turn()
+    turn(loop, lambda: len(handler.spans) == 10)
     assert handler.most == 10
 
 
 @both
-def test_a_slow_message_does_not_hold_up_the_others_of_its_batch(asynchronous: bool) -> None:
-    app = make_app(kafka={"offset_commit_interval": 0.05})
-    handler = Handler(app, lambda value: 0.6 if value == 0 else 0.001, asynchronous=asynchronous, concurrency=4)
+def test_a_slow_message_holds_up_neither_its_batch_nor_what_comes_later(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: 0.8 if value == 0 else 0.001, asynchronous=asynchronous, concurrency=4)
     loop = Loop(app)
+    put(loop, *range(200), keys=lambda value: b"slow" if value in (0, 100) else b"%d" % value)
+    turn(loop, lambda: len(handler.spans) == 198)
+    put(loop, *range(200, 300))
+    turn(loop, lambda: len(handler.spans) == 298)
+    assert 0 not in handler.spans
+    assert 100 not in handler.runs  # it has the same key
+    loop.consumer.commit()
+    assert loop.committed() in (None, 0)
+    turn_to_end(loop, 300)
+    assert handler.spans[0][1] <= handler.spans[100][0]
+    assert set(handler.runs.values()) == {1}
+
+
+@both
+def test_behind_a_slow_message_there_are_not_more_and_more(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its partition is paused, and another one goes on. What is polled once more after the pause is not handled once more."""
+    monkeypatch.setattr(flowkit.consumer, "MOST_HANDLED", 10)
+    monkeypatch.setattr(flowkit.consumer, "ROUNDS", 1)
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous, concurrency=5)
+    handler.held = {0}
+    loop = Loop(app)
+    loop.broker.create("a", 2)
     put(loop, *range(200))
-    loop.turn()
-    slow_ended = handler.spans[0][1]
-    assert sum(ended < slow_ended for _, ended in handler.spans.values()) == 199
+    track = loop.consumer.tracks
+    turn(loop, lambda: track.get(Partition("a", 0)) and track[Partition("a", 0)].held)
+    put(loop, *range(1_000, 1_100), partition=1)
+    turn(loop, lambda: all(value in handler.spans for value in range(1_000, 1_100)))
+    assert len(handler.runs) < 200
+    handler.held.clear()
+    loop.consumer.commit()
+    assert loop.committed() in (None, 0)
+    turn_to_end(loop, 200)
+    assert set(handler.runs.values()) == {1}
+    assert not track[Partition("a", 0)].held
+
+
+@both
+def test_a_route_that_takes_no_more_does_not_hold_up_the_others_of_its_group(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flowkit.consumer, "MOST_HANDLED", 10)
+    monkeypatch.setattr(flowkit.consumer, "ROUNDS", 1)
+    monkeypatch.setattr(flowkit.crowd, "PATIENCE", 0.05)
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous, concurrency=2)
+    handler.held = set(range(30))
+    plain: list[int] = []
+    app.add_topic("b", plain.append, group="g")
+    loop = Loop(app)
+    put(loop, *range(30))
+    turn(loop, lambda: len(handler.runs) == 2)
+    for value in range(40):
+        loop.broker.append("b", b"%d" % value)
+    turn(loop, lambda: len(plain) == 40)
+    assert loop.consumer.tracks[Partition("a", 0)].held
+    assert len(handler.runs) == 2
+    assert loop.consumer.stands_since < loop.consumer.turned_at  # for systemd and probes
+    handler.held.clear()
+    turn_to_end(loop, 30)
+    assert set(handler.runs.values()) == {1}
+    assert not loop.consumer.tracks[Partition("a", 0)].held
+    assert loop.consumer.stands_since == loop.consumer.turned_at
+
+
+# Partitions that leave.
+
+PLACE = Partition("a", 0)
+
+
+def take_away(loop: Loop, *, lost: bool = False) -> dict[Partition, int]:
+    """The partition leaves, and is there again with the next poll."""
+    offsets: dict[Partition, int] = {}
+    if lost:
+        loop.consumer.lost([PLACE])
+    else:
+        offsets = loop.consumer.revoked([PLACE])
+        loop.broker.commits["g"].update(offsets)
+        loop.consumer.confirmed(offsets)
+    del loop.consumer.client.positions[PLACE]  # type: ignore[attr-defined]
+    return offsets
+
+
+@both
+def test_before_a_partition_leaves_what_is_in_hand_is_finished_and_nothing_is_begun(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: 0.05, asynchronous=asynchronous, concurrency=3)
+    answers: Any = handler.coroutine if asynchronous else handler.function
+    app.add_response(answers, "out", required=False)
+    loop = Loop(app)
+    put(loop, *range(10))
+    turn(loop, lambda: len(handler.runs) == 3)
+    assert take_away(loop) == {PLACE: 3}
+    assert len(handler.spans) == 3
+    turn_to_end(loop, 10)
+    assert set(handler.runs.values()) == {1}
+
+
+@both
+@pytest.mark.parametrize("lost", [False, True], ids=["revoked", "lost"])
+def test_what_takes_longer_than_a_rebalance_waits_comes_again_behind_itself(
+    asynchronous: bool, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it is this consumer again that has the partition: of one key there are never two in hand."""
+    monkeypatch.setattr(flowkit.inline, "LAST_CHANCE", 0.05)
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous, concurrency=3)
+    handler.held = {1}
+    loop = Loop(app)
+    put(loop, *range(6), keys=lambda value: b"%d" % (value % 2))
+    turn(loop, lambda: {0, 2, 4} <= handler.spans.keys() and 1 in handler.runs)
+    take_away(loop, lost=lost)
+    assert lost or loop.committed() == 1
+    turn(loop, lambda: handler.runs[2] == 2)
+    assert handler.runs[1] == 1
+    handler.held.clear()
+    turn_to_end(loop, 6)
+    assert {value: handler.runs[value] for value in range(1, 6)} == {1: 2, 2: 2, 3: 1, 4: 2, 5: 1}
+
+
+@both
+def test_a_new_client_is_not_made_before_what_is_in_hand_has_ended(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous, concurrency=3)
+    handler.held = {1}
+    loop = Loop(app)
+    loop.consumer.reconnect = Retry(first=0)
+    put(loop, 0, 1, 2)
+    turn(loop, lambda: handler.spans.keys() == {0, 2})
+    reconnecting = threading.Thread(target=loop.consumer._reconnect, args=(BrokerUnavailable("gone"),))
+    reconnecting.start()
+    reconnecting.join(0.3)
+    assert reconnecting.is_alive()
+    handler.held.clear()
+    reconnecting.join(20)
+    assert handler.spans[1]
+    turn_to_end(loop, 3)
+    assert handler.runs[1] == 2
 
 
 # Offsets and failures.
@@ -198,18 +355,13 @@ def test_a_slow_message_does_not_hold_up_the_others_of_its_batch(asynchronous: b
 @both
 def test_nothing_is_committed_past_a_message_that_is_not_done(asynchronous: bool) -> None:
     app = make_app(retry=Retry(first=3600))
-
-    def act(value: int) -> None:
-        if value == 3:
-            raise ValueError("three")
-
-    handler = Handler(app, act, asynchronous=asynchronous)
+    handler = Handler(app, fail_in([3]), asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, *range(10))
-    loop.turn(3)
+    turn(loop, lambda: loop.told("failed") and len(handler.runs) == 10)
     loop.consumer.commit()
     assert loop.committed() == 3
-    assert sorted(handler.runs) == list(range(10))
+    assert set(handler.runs.values()) == {1}
 
 
 @both
@@ -225,7 +377,7 @@ def test_what_stands_behind_a_failed_message_is_not_handled_again(asynchronous: 
     handler = Handler(app, act, asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, *range(10))
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 10)[1])
+    turn_to_end(loop, 10)
     assert handler.runs == Counter({**dict.fromkeys(range(10), 1), 3: 3, 7: 2})
 
 
@@ -244,7 +396,7 @@ def test_what_has_the_key_of_a_failed_message_waits_for_it(asynchronous: bool) -
     Handler(app, act, asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, *range(8), keys=lambda value: b"odd" if value % 2 else b"%d" % value)
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 8)[1])
+    turn_to_end(loop, 8)
     assert [value for value in order if value % 2] == [1, 1, 1, 3, 5, 7]
     assert sorted(value for value in order if value % 2 == 0) == [0, 2, 4, 6]
 
@@ -265,7 +417,7 @@ def test_a_message_that_stays_bad_becomes_a_dead_letter_alone(asynchronous: bool
     handler = Handler(app, act, asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, *range(10))
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 10)[1])
+    turn_to_end(loop, 10)
     assert loop.values("dead") == [4]
     assert attempts == [(1, False), (2, False), (3, True)]
     assert handler.runs == Counter({**dict.fromkeys(range(10), 1), 4: 3})
@@ -283,7 +435,7 @@ def test_a_server_that_is_away_is_no_attempt(asynchronous: bool) -> None:
     handler = Handler(app, act, asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, 0, 1, 2)
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    turn_to_end(loop, 3)
     assert (handler.runs[1], loop.values("dead")) == (6, [])
 
 
@@ -319,7 +471,7 @@ def test_a_stop_waits_for_what_is_in_hand_and_begins_no_other(asynchronous: bool
     loop = Loop(app)
     put(loop, *range(30))
     loop.consumer.run()
-    assert len(handler.runs) <= 6
+    assert len(handler.runs) <= 9
     assert len(handler.spans) == len(handler.runs)
     assert loop.committed() == len(handler.runs)
 
@@ -329,20 +481,14 @@ def test_a_partition_that_leaves_takes_what_was_ahead_with_it(asynchronous: bool
     """Else it would be passed over when the partition comes back, whatever is at those offsets then."""
     app = make_app(retry=Retry(first=3600))
     bad = [0]
-
-    def act(value: int) -> None:
-        if value in bad:
-            raise ValueError(value)
-
-    handler = Handler(app, act, asynchronous=asynchronous)
+    handler = Handler(app, fail_in(bad), asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, 0, 1, 2)
-    loop.turn()
+    turn(loop, lambda: loop.told("failed"))
     assert handler.runs == Counter([0, 1, 2])
-    loop.broker.commits["g"].update(loop.consumer.revoked([Partition("a", 0)]))
-    del loop.consumer.client.positions[Partition("a", 0)]  # type: ignore[attr-defined]
+    take_away(loop)
     bad.clear()
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    turn_to_end(loop, 3)
     assert handler.runs == Counter({0: 2, 1: 2, 2: 2})
 
 
@@ -356,7 +502,7 @@ def test_a_coroutine_that_is_cancelled_is_a_failed_attempt_of_its_message() -> N
     handler = Handler(app, act, asynchronous=True)
     loop = Loop(app)
     put(loop, *range(5))
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 5)[1])
+    turn_to_end(loop, 5)
     assert loop.values("dead") == [2]
     assert handler.runs == Counter({**dict.fromkeys(range(5), 1), 2: 3})
 
@@ -370,9 +516,7 @@ def test_what_takes_longer_than_a_batch_may_take_has_its_turn_all_the_same(
     Handler(app, lambda value: 0.2, asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, *range(10))
-    loop.turn()
-    loop.consumer.commit()
-    assert loop.committed() == 10
+    turn_to_end(loop, 10)
 
 
 @both
@@ -380,21 +524,16 @@ def test_other_messages_at_the_same_offsets_are_handled(asynchronous: bool) -> N
     """The brokers have lost the end of the log, and have others there now."""
     app = make_app(retry=Retry(first=3600))
     bad = [0]
-
-    def act(value: int) -> None:
-        if value in bad:
-            raise ValueError(value)
-
-    handler = Handler(app, act, asynchronous=asynchronous)
+    handler = Handler(app, fail_in(bad), asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, 0, 1, 2)
-    loop.turn()
+    turn(loop, lambda: loop.told("failed"))
     bad.clear()
     loop.broker.topics["a"][0].clear()
     loop.consumer.moved(Partition("a", 0), 3, 0)
     put(loop, 5, 6, 7)
     loop.consumer.tracks[Partition("a", 0)].resume_at = 0.0
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    turn_to_end(loop, 3)
     assert handler.runs == Counter([0, 1, 2, 5, 6, 7])
 
 
@@ -420,10 +559,10 @@ def test_after_a_lost_response_keys_keep_their_order(asynchronous: bool) -> None
     loop = Loop(app)
     put(loop, 0, 1, 2, keys=lambda value: b"B" if value == 1 else b"A")
     loop.broker.refuse = DeliveryError("not now", passing=True)
-    loop.turn()
+    turn(loop, lambda: loop.told("failed"))
     loop.broker.refuse = None
     bad.clear()
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    turn_to_end(loop, 3)
     assert [value for value in order if value != 1] in ([0, 2, 0, 2], [0, 0, 2])
 
 
@@ -445,35 +584,40 @@ def test_an_outcome_that_cannot_be_sent_is_not_kept(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(loop.producer, "start", refusing)
     put(loop, 0, 1, 2)
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    turn_to_end(loop, 3)
     assert (loop.values(), loop.values("dead")) == ([0, 2], [1])
-    assert loop.consumer.tracks[Partition("a", 0)].ahead == {}
+    window = loop.consumer.tracks[Partition("a", 0)].window
+    assert window is not None
+    assert (window.outcomes, list(window.records)) == ({}, [])
 
 
 def test_threads_that_hang_do_not_hold_up_the_end_of_the_process() -> None:
-    assert all(thread.daemon for thread in threads_of(Threads(3, "test-threads")))
-
-
-def threads_of(crew: Threads) -> list[threading.Thread]:
-    crew.run([lambda: None])
-    found = [thread for thread in threading.enumerate() if thread.name.startswith("test-threads")]
+    app = make_app()
+    Handler(app, lambda value: None, asynchronous=False, topic="hanging", concurrency=3)
+    loop = Loop(app)
+    loop.broker.append("hanging", b"1")
+    turn(loop, lambda: loop.consumer.tracks[Partition("hanging", 0)].done == 1)
+    found = [thread for thread in threading.enumerate() if thread.name.startswith("flowkit-hanging-")]
     assert len(found) == 3
-    return found
+    assert all(thread.daemon for thread in found)
 
 
-def test_all_tasks_have_ended_when_one_of_them_raises() -> None:
-    ended: list[int] = []
+@both
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_is_no_failure_of_a_message_ends_the_loop(asynchronous: bool) -> None:
+    class End(BaseException):
+        pass
 
-    def slow() -> None:
-        time.sleep(0.05)
-        ended.append(1)
+    def act(value: int) -> None:
+        if value == 2:
+            raise End
 
-    def wrong() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Threads(3, "raising").run([wrong, slow, slow])
-    assert ended == [1, 1]
+    app = make_app()
+    Handler(app, act, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(4))
+    with pytest.raises(End):
+        turn(loop, lambda: False)
 
 
 # Responses and hooks.
@@ -548,11 +692,10 @@ def test_a_response_that_is_not_confirmed_brings_its_message_again(asynchronous:
     loop = Loop(app)
     put(loop, 0, 1, 2)
     loop.broker.refuse = DeliveryError("not now", passing=True)
-    loop.turn()
-    loop.consumer.commit()
+    turn(loop, lambda: (loop.consumer.commit(), loop.told("failed"))[1])
     assert loop.committed() in (None, 0)
     loop.broker.refuse = None
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 3)[1])
+    turn_to_end(loop, 3)
     assert sorted(set(loop.values())) == [0, 1, 2]
 
 
@@ -572,7 +715,7 @@ def test_an_abort_in_a_handler_or_a_hook_ends_its_message_only(asynchronous: boo
     handler = Handler(app, act, asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, *range(6))
-    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 6)[1])
+    turn_to_end(loop, 6)
     assert sorted(handler.runs) == [1, 3, 5]
 
 
@@ -591,7 +734,7 @@ def test_in_a_transactional_route_responses_and_offset_count_together(asynchrono
     app.add_response(handler, "out")
     loop = Loop(app)
     put(loop, *range(9))
-    loop.turn()
+    turn(loop, lambda: len(loop.values()) == 9)
     assert loop.values() == list(range(9))
     assert loop.committed() == 9
 
@@ -721,11 +864,8 @@ def test_what_cancels_a_task_late_does_not_reach_other_messages() -> None:
         await asyncio.sleep(0.001)
         tasks.append(asyncio.current_task())
 
-    app.add_topic("a", act, concurrency=2, order="none")
-    handling = app.handling("a")
-    assert isinstance(handling, Parallel)
-    until, ahead = Until(), {}  # type: ignore[var-annotated]
-    until.at = float("inf")
-    records = [make_record(b"%d" % number, topic="a", partition=0, offset=number) for number in range(20)]
-    handling.work([Work(records, 1, ahead)], 1.0, until)
-    assert ahead == {number: [] for number in range(20)}
+    app.add_topic("a", act, group="g", concurrency=2, order="none")
+    loop = Loop(app)
+    put(loop, *range(20))
+    turn_to_end(loop, 20)
+    assert loop.told("failed") == []
