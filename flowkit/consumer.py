@@ -53,16 +53,13 @@ LOOK_EVERY = 0.05
 """Seconds between two looks, where messages come all the time, at what changes seldom: topics, brokers, the membership."""
 
 ROUNDS = 20
-"""Messages of one poll for each that may be handled at once: at the end of a batch the others wait for the last one."""
+"""Messages of one poll for each that may be handled at once."""
 
 MOST_OF_ALL = 50_000
 """Messages of one poll in any case: Redis takes a million arguments in a call at most, and a job has twenty."""
 
 WAITING_POLL = 0.02
 """The same while Kafka has not confirmed every response: where no message comes, they are waited for."""
-
-PEEK = 0.005
-"""The same while messages are in hand that are handled many at once: what comes of them is looked at afterwards."""
 
 RECONNECT = Retry(first=0.5, cap=15.0)
 """Waits between attempts to reach brokers or Redis."""
@@ -160,6 +157,8 @@ class Consumer:
         self._polled_at = self.turned_at
         self._begun: dict[Partition, int] = {}
         """Offsets whose commit is under way."""
+        self._passed: dict[Partition, int] = {}
+        """Of partitions that left, and whose messages are handled many at once: how far they were passed."""
         self._begun_at = 0.0
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
@@ -360,8 +359,8 @@ class Consumer:
         longest = min(POLL_TIMEOUT, self.queueing.patience) if self.queueing is not None else POLL_TIMEOUT
         if self.inline.waits:
             longest = min(longest, WAITING_POLL)
-        if self.inline.is_busy:
-            longest = min(longest, PEEK)
+        if self.inline.crowd is not None and self.inline.crowd.is_busy:
+            longest = min(longest, self.inline.crowd.peek)
         if not self._troubled:
             return longest
         tracks = (self.tracks[partition] for partition in self._troubled if partition in self.tracks)
@@ -536,6 +535,7 @@ class Consumer:
     def revoked(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         self.inline.leave(partitions, finish=True)
         offsets = self._uncommitted(partitions)
+        self._note_passed(partitions)
         for partition in partitions:
             self.forget_lost(partition)
         if partitions:
@@ -574,6 +574,7 @@ class Consumer:
         self.monitor.notice("rebalanced", group=self.group, lost=places(partitions))
         self.joined = False
         self.inline.leave(partitions)
+        self._note_passed(partitions)
         unsettled = self.inline.unsettled()
         for partition in partitions:
             track = self.tracks.get(partition)
@@ -581,6 +582,14 @@ class Consumer:
                 track.done = min(track.done, unsettled.get(partition, track.done))
                 self._lost[partition] = track
         self._forget(partitions)
+
+    def _note_passed(self, partitions: Sequence[Partition]) -> None:
+        """The client may have read far beyond that, and kafka-python goes on there with a partition that comes back at once."""
+        unsettled = self.inline.unsettled()
+        for partition in partitions:
+            track = self.tracks.get(partition)
+            if track is not None and track.done is not None and self.inline.is_at_once(partition):
+                self._passed[partition] = min(track.done, unsettled.get(partition, track.done))
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         for partition in partitions:
@@ -594,10 +603,11 @@ class Consumer:
             self.queueing.forget(partitions)
 
     def moved(self, partition: Partition, before: int, after: int) -> None:
-        if (track := self.tracks.get(partition)) is not None:
-            track.close_window()  # other messages may be at those offsets now
-            if after < before:  # so that what was sent for those that were there is no matter of theirs
-                self.tracks[partition] = replace(track)
+        track = self.tracks.get(partition)
+        if track is not None and after < before:  # other messages are at those offsets now
+            track.close_window()
+            # so that what was sent for those that were there is no matter of theirs
+            self.tracks[partition] = replace(track)
         self.lookout.tell_gone(partition, before, after)
 
     def may_keep(self, partition: Partition) -> bool:
@@ -609,7 +619,7 @@ class Consumer:
         new = self.new
         self.monitor.notice("rebalanced", group=self.group, assigned=places(new))
         for partition in new:
-            self.tracks[partition] = self._taken_up(partition) or Track()
+            self.tracks[partition] = self._taken_up(partition) or self._gone_back(partition)
             self.look_at(partition)
             self.tracks[partition].topic_id = self.client.topic_id(partition.topic)
             if self.handlings[partition.topic].due_after is not None:
@@ -653,6 +663,16 @@ class Consumer:
             self.left[partition] = lost
         return Track(begun=lost.begun, done=lost.done, committed=committed)
 
+    def _gone_back(self, partition: Partition) -> Track:
+        """What is known of a partition that nothing was taken up of: nothing. It starts at the committed offset."""
+        track, passed = Track(), self._passed.pop(partition, None)
+        if passed is not None:
+            committed = self.client.committed(partition)
+            self.client.seek(partition, passed if committed is None else committed)
+            if partition in self.batch:
+                self.left[partition] = track
+        return track
+
     # Trouble and the end.
 
     def _reconnect(self, error: Exception) -> None:
@@ -671,7 +691,7 @@ class Consumer:
         self._behind.update(self.inline.unsettled())
         self._drop_client(2.0)
         until = time.monotonic() + delay
-        while not self.stopping and (time.monotonic() < until or self.inline.is_busy):
+        while not self.stopping and time.monotonic() < until:
             time.sleep(0.05)
             self.turned_at = time.monotonic()
 
@@ -680,6 +700,7 @@ class Consumer:
         self.joined = False
         self.loan.error = None
         self._lost.clear()
+        self._passed.clear()
         self._begun.clear()
         if client is not None:
             try:
@@ -694,9 +715,11 @@ class Consumer:
     def _end(self) -> None:
         """Settles and commits what is finished, and leaves the group, so that another member may go on at once."""
         self._refused.clear()
+        passed = self.inline.finish()
         if self._client is not None:
             try:
-                self.inline.finish()
+                self.inline.pass_last(passed)
+                self.inline.settle()
                 if self.queueing is not None:
                     self.queueing.end()
                 self.commit(wait=True)

@@ -5,6 +5,7 @@ It is part of ``Inline``, and runs on the loop's thread, but for ``leave``.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,8 +14,6 @@ from .message import Partition, Record
 from .parallel import Parallel, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from .consumer import Consumer, Track
 
 LOOK = 0.05
@@ -24,10 +23,15 @@ MOMENT = 0.001
 """Seconds that it waits for the last of the messages in hand, which may take no longer."""
 
 PATIENCE = 1.0
-"""Seconds without a poll, beyond which the partitions are paused of a route that takes no more: others of its group go on."""
+"""Seconds that a route may go without a poll, because it has enough. Then the partitions are paused that have most, so that it,
+and others of its group, are given something of the others.
+"""
 
 WINDOWS = 4
 """Polls of messages that a partition may have here, beyond which it is paused: they are behind a slow one."""
+
+SHORTEST_PEEK, LONGEST_PEEK = 0.005, 0.05
+"""Seconds of a poll while messages are in hand, and none comes or ends: ever longer, so that what takes long costs little."""
 
 
 class Crowd:
@@ -38,13 +42,14 @@ class Crowd:
         self.routes = [handling for handling in loop.handlings.values() if isinstance(handling, Parallel)]
         self.topics = {route.topic for route in self.routes}
         for route in self.routes:
-            route.enough = max(route.concurrency, loop.usual // 2)
             route.wake = self.routes[0].wake
+        self.peek = SHORTEST_PEEK
+        """Seconds of the next poll while messages are in hand."""
         self._open: dict[Partition, Track] = {}
         """Those that have a window with messages."""
+        self._full_since: dict[str, float] = {}
+        """Of a topic that has enough: since when it has, on the clock of ``time.monotonic()``."""
         self._held: set[Partition] = set()
-        self._full_since: float | None = None
-        self._is_late = False
 
     @property
     def is_busy(self) -> bool:
@@ -57,26 +62,72 @@ class Crowd:
         begun = [time for route in self.routes for time in [*route.in_hand.values()]]
         return min(begun, default=None)
 
-    def may_poll(self) -> bool:
-        """Whether there is room for more. If there has been none for a while, the partitions without room are paused."""
-        now = time.monotonic()
-        full = [route for route in self.routes if route.is_full]
-        if not full:
-            self._full_since = None
-        elif self._full_since is None:
-            self._full_since = now
-        self._is_late = self._full_since is not None and now >= self._full_since + PATIENCE
-        self._hold({route.topic for route in full} if self._is_late else ())
-        return not full or self._is_late
+    def enough(self, route: Parallel) -> int:
+        """So many messages that wait for a free thread or task are none of them without work before the next poll."""
+        return max(route.concurrency, self.loop.usual // 2)
 
-    def _hold(self, topics: Collection[str]) -> None:
-        """Pauses the partitions of these topics, and those with too much behind a slow message; the others go on."""
-        tracks, most = self.loop.tracks, WINDOWS * self.loop.usual
-        wanted = {partition for partition in tracks if partition.topic in topics} if topics else set()
+    def may_poll(self) -> bool:
+        """Whether there is room for more; if there was none for a while, partitions are paused until there is."""
+        now, held, may = time.monotonic(), self._behind_slow_ones(), True
+        for route in self.routes:
+            if not self._is_full(route):
+                self._full_since.pop(route.topic, None)
+            elif now < self._full_since.setdefault(route.topic, now) + PATIENCE:
+                may = False
+            if route.topic in self._full_since or self._held:
+                held |= self._with_most(route, now)
+        if held or self._held:
+            self._hold(held)
+        return may
+
+    def _windows(self, route: Parallel) -> dict[Partition, Window]:
+        return {
+            partition: track.window
+            for partition, track in self._open.items()
+            if partition.topic == route.topic and track.window is not None
+        }
+
+    def _is_full(self, route: Parallel) -> bool:
+        """Whether it has enough, without that of partitions that are paused: it may all have one key."""
+        enough = self.enough(route)
+        return route.unbegun >= enough and route.unbegun - self._paused(route) >= enough
+
+    def _paused(self, route: Parallel) -> int:
+        """Messages that wait in partitions that are paused."""
+        if not self._held:
+            return 0
+        windows = self._windows(route)
+        return sum(windows[partition].unbegun for partition in self._held & windows.keys())
+
+    def _behind_slow_ones(self) -> set[Partition]:
+        most = WINDOWS * self.loop.usual
+        found = set()
         for partition, track in self._open.items():
             count = len(track.window.records) if track.window is not None else 0
             if count >= most or (partition in self._held and count >= most / 2):
-                wanted.add(partition)
+                found.add(partition)
+        return found
+
+    def _with_most(self, route: Parallel, now: float) -> set[Partition]:
+        """The partitions to be paused because the route has enough of them."""
+        enough = self.enough(route)
+        if route.unbegun < enough:
+            return set()
+        windows = self._windows(route)
+        held = {p for p in self._held & windows.keys() if windows[p].unbegun > route.concurrency}
+        since = self._full_since.get(route.topic)
+        if since is not None and now >= since + PATIENCE:
+            free = sum(window.unbegun for partition, window in windows.items() if partition not in held)
+            for partition in sorted(windows.keys() - held, key=lambda p: windows[p].unbegun, reverse=True):
+                if free < enough:
+                    break
+                held.add(partition)
+                free -= windows[partition].unbegun
+        return held
+
+    def _hold(self, wanted: set[Partition]) -> None:
+        """Pauses these partitions; the others that were paused go on."""
+        tracks = self.loop.tracks
         for partition in self._held - wanted:
             if partition in tracks and tracks[partition].held:
                 self.loop.let_go(partition)
@@ -100,8 +151,11 @@ class Crowd:
         self._wait()
         for route in self.routes:
             if route.broken is not None:
-                raise route.broken
-        found.update(self._ready())
+                error, route.broken = route.broken, None
+                raise error
+        ready = self._ready()
+        self.peek = SHORTEST_PEEK if ready or batch else min(2 * self.peek, LONGEST_PEEK)
+        found.update(ready)
         return found
 
     def _admit(self, route: Parallel, partition: Partition, records: Sequence[Record]) -> None:
@@ -122,16 +176,18 @@ class Crowd:
 
     def _wait(self) -> None:
         """Until there is room for more; or, if nothing waits for a free thread or task, for a moment."""
-        wake = self.routes[0].wake
+        wake, full = self.routes[0].wake, False
         wake.clear()
-        if any(route.is_full for route in self.routes):
-            if not self._is_late:  # else the next poll waits
-                wake.wait(LOOK)
+        for route in self.routes:
+            route.low = self.enough(route) + self._paused(route) - 1
+            full = full or self._is_full(route)
+        if full:
+            wake.wait(LOOK)
         elif self.is_busy and not any(route.unbegun for route in self.routes):
             wake.wait(MOMENT)
 
-    def _ready(self) -> dict[Partition, Sequence[Record]]:
-        found: dict[Partition, Sequence[Record]] = {}
+    def _ready(self) -> dict[Partition, list[Record]]:
+        found: dict[Partition, list[Record]] = {}
         for partition, track in [*self._open.items()]:
             window = track.window
             if window is None or self.loop.tracks.get(partition) is not track:
@@ -159,12 +215,13 @@ class Crowd:
             time.sleep(0.005)
         return {partition: ready for partition, window in windows.items() if (ready := window.ready())}
 
-    def finish(self) -> dict[Partition, Sequence[Record]]:
-        """Begins nothing any more, and waits for what is in hand. Gives what is to have its turn."""
+    def finish(self) -> dict[Partition, list[Record]]:
+        """Begins nothing any more, and waits for what is in hand. Gives what can have its turn."""
+        loop = self.loop
         for track in self._open.values():
             if track.window is not None:
                 track.window.drop()
-        with self.loop.loan:
+        with contextlib.nullcontext() if loop.is_without_client else loop.loan:
             while any(route.in_hand for route in self.routes):
                 time.sleep(0.005)
         return self._ready()

@@ -57,9 +57,10 @@ class Inline:
         loop = self.loop
         handling = loop.handlings[partition.topic]
         track = loop.track(partition)
+        window = track.window
         if self.is_at_once(partition):
-            if track.window is None or track.resume_at is not None:  # it was put back in this turn
-                return
+            if window is None or not window.records or window.records[0].offset != records[0].offset:
+                return  # it was put back in this turn
         elif not loop.may_start(partition, track, records):
             return
         if handling.due_after is not None:
@@ -82,7 +83,7 @@ class Inline:
             with loop.loan:
                 attempt = 1 if track.failed_at is None else track.attempt_of(records[at])
                 done, error = handling.run(
-                    slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=track.window
+                    slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=window
                 )
             self.waits = self.waits or bool(kept)
             if partition in loop.left:
@@ -93,8 +94,8 @@ class Inline:
                 at += done
                 loop.since_commit += done
                 track.done = records[at - 1].offset + 1
-                if track.window is not None:
-                    track.window.pass_to(track.done)
+                if window is not None:
+                    window.pass_to(track.done)
                 # whether one that has failed before is over it, is to be known before it counts as that
                 self.is_urgent = self.is_urgent or track.failed_at is not None
                 if alone and (partition in self.settle() or partition in loop.left):
@@ -107,12 +108,14 @@ class Inline:
                 self.waits = self.waits or bool(kept)
                 if not goes_on:
                     break
-                if track.window is not None:
-                    track.window.pass_over(records[at])
+                if window is not None:
+                    window.pass_over(records[at])
                 at += 1
                 loop.since_commit += 1
+                if loop.stopping_for is not None:
+                    break
                 continue
-            if at == len(records) or (loop.stopping and track.window is None):
+            if at == len(records) or (loop.stopping and window is None) or (window is not None and window.is_closed):
                 break
             if not self._pause_for_breath(partition, records[at]):
                 break
@@ -163,7 +166,7 @@ class Inline:
         if due:
             loop.commit()
         if loop.clock_starts() > loop.poll_by:
-            if loop.track(partition).window is None:
+            if not self.is_at_once(partition):
                 loop.client.seek(partition, following.offset)
             return False
         return True
@@ -278,11 +281,6 @@ class Inline:
         """Whether many messages of this partition are handled at once."""
         return self.crowd is not None and partition.topic in self.crowd.topics
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether any of those are in hand."""
-        return self.crowd is not None and self.crowd.is_busy
-
     def leave(self, partitions: Sequence[Partition], *, finish: bool = False) -> None:
         """Looks at what is under way of partitions that leave, so that it need not come again. Waits for it, unless they leave
         because their client is given up: then nobody waits for what comes of that. ``finish``: also for what is in hand.
@@ -292,8 +290,10 @@ class Inline:
             return
         with producer.in_place_of(loop.claim):
             if finish and self.crowd is not None and not loop.loan.is_kept:
-                for partition, records in self.crowd.leave(partitions, LAST_CHANCE).items():
-                    self._pass_last(partition, records)
+                patience = min(LAST_CHANCE, loop.settings.kafka.session_timeout / 3)
+                ready = self.crowd.leave(partitions, patience)
+                # what a transaction would have to take with it comes again
+                self.pass_last({p: rs for p, rs in ready.items() if not loop.handlings[p.topic].transactional})
         producer.settle(LAST_CHANCE)
         leaving = [found for partition in partitions if (found := self._sent.get(partition))]
         if leaving:
@@ -302,30 +302,26 @@ class Inline:
                 for under_way in leaving:
                     self._look_at(under_way)
 
-    def _pass_last(self, partition: Partition, records: Sequence[Record]) -> None:
-        """Sends what came of messages that were in hand when their partition was about to leave. Those from the first that
-        failed on come again elsewhere.
+    def finish(self) -> Mapping[Partition, Sequence[Record]]:
+        """At the end: waits for what is in hand. Gives what can still have its turn, for ``pass_last``."""
+        return {} if self.crowd is None else self.crowd.finish()
+
+    def pass_last(self, ready: Mapping[Partition, Sequence[Record]]) -> None:
+        """Sends what came of messages that were in hand when the loop, or their partition, came to its end. Those from the
+        first that failed on come again.
         """
         loop = self.loop
-        handling, track = loop.handlings[partition.topic], loop.tracks[partition]
-        if handling.transactional:
-            return
-        send, _ = self._sender(handling, partition, track)
-        done, error = handling.run(
-            records, send, attempt=1, received=loop.received, until=loop.until, ahead=track.window
-        )
-        if error is not None:
-            logger.debug("%s@%d comes again elsewhere: %r", places([partition]), records[done].offset, error)
-        if done:
-            track.done = records[done - 1].offset + 1
-            loop.count_consumed(partition, done)
-
-    def finish(self) -> None:
-        """At the end: waits for what is in hand, and for every response."""
-        if self.crowd is not None:
-            for partition, records in self.crowd.finish().items():
-                self.take(partition, records)
-        self.settle()
+        for partition, records in ready.items():
+            handling, track = loop.handlings[partition.topic], loop.tracks[partition]
+            send, _ = self._sender(handling, partition, track)
+            done, error = handling.run(
+                records, send, attempt=1, received=loop.received, until=loop.until, ahead=track.window
+            )
+            if error is not None:
+                logger.debug("%s@%d comes again: %r", places([partition]), records[done].offset, error)
+            if done:
+                track.done = records[done - 1].offset + 1
+                loop.count_consumed(partition, done)
 
     def unsettled(self) -> dict[Partition, int]:
         """Of each partition the first message that is handled, but whose responses are not confirmed yet."""

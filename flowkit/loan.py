@@ -69,6 +69,7 @@ class Loan:
             try:
                 thread.start()
             except RuntimeError as error:  # the system gives no more threads
+                self._taken = False
                 self._lock.release()
                 logger.warning("group %s: its membership cannot be kept: %s", self.loop.group, error)
                 return False

@@ -120,7 +120,9 @@ class Lookout:
         track = loop.tracks.get(partition)
         if track is None:  # it has left meanwhile
             return
-        track.count(offset)
+        window = track.window
+        if track.failed_at is None or window is None or not window.records:  # else one before it is tried again
+            track.count(offset)
         delay = loop.reconnect.delay(track.waits)
         loop.wait(partition, track, time.monotonic() + delay)
         where, group = f"{places([partition])}@{offset}", loop.group

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
 from itertools import takewhile
 from queue import Empty, SimpleQueue
 from types import CoroutineType
@@ -52,14 +53,14 @@ class Lane:
         self.entries: deque[Entry] = deque()
         self.is_out = False
         """Whether one of its messages is in hand, or it waits for a free thread or task."""
-        self.failed: Window | None = None
-        """The window with the message of it that has failed: what is behind that one waits until it is retried or let go."""
+        self.failed: tuple[Window, int] | None = None
+        """The window and the offset of the message that has failed: what is behind it waits until it is retried or let go."""
 
 
 class Window:
     """What one route has of a partition: its messages from the first that is not passed to the last that was polled."""
 
-    __slots__ = ("in_hand", "is_closed", "outcomes", "records", "route")
+    __slots__ = ("in_hand", "is_closed", "outcomes", "records", "route", "unbegun")
 
     def __init__(self, route: Parallel) -> None:
         self.route = route
@@ -67,6 +68,7 @@ class Window:
         self.outcomes: dict[int, Outcome] = {}
         """By offset, what came of those that have been handled."""
         self.in_hand: set[int] = set()
+        self.unbegun = 0
         self.is_closed = False
 
     def ready(self) -> list[Record]:
@@ -82,6 +84,7 @@ class Window:
     def pass_over(self, record: Record) -> None:
         """One that has failed, or whose responses cannot be sent, is done with: what waits for it goes on."""
         self.route.go_on_behind(record, self)
+        self.pass_to(record.offset + 1)
 
     def rewind(self) -> None:
         """The messages come again. Those that have been handled, or are in hand, are not begun once more then."""
@@ -121,46 +124,45 @@ class Parallel(Handling):
             raise ConfigurationError(f"{where} and batch=True do not go together; take one of them away")
         self.concurrency = route.concurrency or 1
         self.order = route.order or "key"
-        self.enough = self.concurrency
-        """Messages in lanes, beyond which no more are needed: the loop says how many."""
         self.unbegun = 0
         """Messages in lanes."""
+        self.low = 0
+        """So many of them: when there are fewer, ``wake`` is set."""
         self.in_hand: dict[Lane, float] = {}
         """When the message was begun that is in hand, on the clock of ``time.monotonic()``."""
         self.wake = threading.Event()
-        """Set when there is room for more, and when nothing is left."""
+        """Set when few are left in lanes, and when nothing is."""
         self.broken: BaseException | None = None
         """What a handler raised that is no failure of its message but the end of the loop, like ``KeyboardInterrupt``."""
         self._lanes: dict[Any, Lane] = {}
         self._ready: SimpleQueue[Lane] = SimpleQueue()
         self._lock = threading.Lock()
         self._is_async = is_async(route.handler)
+        self._context = copy_context()
+        """For each task a copy: what one handler sets in a ``ContextVar`` is not there for the next."""
         self._tasks: dict[Any, tuple[Lane, Entry]] = {}
         self._threads = 0
 
     # What the loop asks for.
-
-    @property
-    def is_full(self) -> bool:
-        """Whether so many wait that no thread or task will be without work before the next poll."""
-        return self.unbegun >= self.enough
 
     def take(self, window: Window, records: Sequence[Record], attempt: int, received: float) -> None:
         """Takes messages of one partition; ``attempt`` is that of the first. Those that the window has are left out."""
         with self._lock:
             last = window.records[-1].offset if window.records else -1
             for record in records:
-                if record.offset <= last:
-                    continue  # polled once more
+                if record.offset <= last:  # polled once more
+                    attempt = 1
+                    continue
                 window.records.append(record)
                 outcome = window.outcomes.get(record.offset)
                 if outcome is None and record.offset not in window.in_hand:
                     lane = self._lane(record)
                     lane.entries.append(Entry(record, attempt, received, window))
                     self.unbegun += 1
+                    window.unbegun += 1
                     self._offer(lane)
                 elif isinstance(outcome, Exception):
-                    self._lane(record).failed = window
+                    self._lane(record).failed = window, record.offset
                 attempt = 1
         self._start()
 
@@ -168,7 +170,7 @@ class Parallel(Handling):
         with self._lock:
             window.outcomes.pop(record.offset, None)
             lane = self._lanes.get(self._lane_of(record))
-            if lane is not None and lane.failed is window:
+            if lane is not None and lane.failed == (window, record.offset):
                 lane.failed = None
                 self._offer(lane)
         self._start()
@@ -179,9 +181,10 @@ class Parallel(Handling):
                 kept = [entry for entry in lane.entries if entry.window is not window]
                 self.unbegun -= len(lane.entries) - len(kept)
                 lane.entries = deque(kept)
-                if lane.failed is window:
+                if lane.failed is not None and lane.failed[0] is window:
                     lane.failed = None
                 self._offer(lane)
+            window.unbegun = 0
         self._start()
 
     def run(
@@ -254,21 +257,23 @@ class Parallel(Handling):
                 return None
             entry = lane.entries.popleft()
             self.unbegun -= 1
+            entry.window.unbegun -= 1
             self.in_hand[lane] = time.monotonic()
             entry.window.in_hand.add(entry.record.offset)
-            if self.unbegun == self.enough - 1:
+            if self.unbegun == self.low:
                 self.wake.set()
             return entry
 
-    def _end(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
-        window = entry.window
+    def _end(self, lane: Lane, entry: Entry, outcome: Outcome | None) -> None:
+        window, offset = entry.window, entry.record.offset
         with self._lock:
             del self.in_hand[lane]
-            window.in_hand.discard(entry.record.offset)
+            window.in_hand.discard(offset)
             if not window.is_closed:
-                window.outcomes[entry.record.offset] = outcome
-                if isinstance(outcome, Exception):
-                    lane.failed = window
+                if outcome is not None:
+                    window.outcomes[offset] = outcome
+                if outcome is None or isinstance(outcome, Exception):
+                    lane.failed = window, offset
             lane.is_out = False
             self._offer(lane)
             if not self.in_hand and not self.unbegun:
@@ -281,9 +286,9 @@ class Parallel(Handling):
                 call_soon(self._begin_tasks)
             return
         while self._threads < self.concurrency:
-            self._threads += 1
             # one that ends with the process, whatever it does then: those of ``concurrent.futures`` would be waited for
             threading.Thread(target=self._work, name=f"flowkit-{self.topic}-{self._threads}", daemon=True).start()
+            self._threads += 1
 
     def _work(self) -> None:
         while True:
@@ -292,7 +297,7 @@ class Parallel(Handling):
                 self._end(lane, entry, self._handled(entry))
                 del entry
 
-    def _handled(self, entry: Entry) -> Outcome:
+    def _handled(self, entry: Entry) -> Outcome | None:
         try:
             message = self.message(entry.record, entry.attempt, entry.received)
             if not self.before:
@@ -306,14 +311,13 @@ class Parallel(Handling):
         except (Exception, SystemExit) as raised:
             return as_failure(raised)
         except BaseException as raised:
-            return self._break(raised)
+            self._break(raised)
+            return None
 
-    def _break(self, error: BaseException) -> Exception:
+    def _break(self, error: BaseException) -> None:
+        """It is no outcome: its message comes again."""
         self.broken = error
         self.wake.set()
-        failure = RuntimeError(f"the handler ended with {error!r}")
-        failure.__cause__ = error
-        return failure
 
     def _begin_tasks(self) -> None:
         """On the event loop."""
@@ -324,12 +328,12 @@ class Parallel(Handling):
                 return
             if (entry := self._begin(lane)) is not None:
                 # one for each message: what cancels it must not reach those behind it
-                task = asyncio.create_task(self._go(lane, entry))
+                task = asyncio.create_task(self._go(lane, entry), context=self._context.copy())
                 self._tasks[task] = lane, entry
                 task.add_done_callback(self._end_cancelled)
 
     async def _go(self, lane: Lane, entry: Entry) -> None:
-        outcome: Outcome
+        outcome: Outcome | None
         try:
             message = self.message(entry.record, entry.attempt, entry.received)
             outcome = await (self._handle_hooked(message) if self.before else self._handle_async(message))
@@ -340,7 +344,8 @@ class Parallel(Handling):
         except (Exception, SystemExit) as raised:
             outcome = as_failure(raised)
         except BaseException as raised:
-            outcome = self._break(raised)
+            self._break(raised)
+            outcome = None
         del self._tasks[asyncio.current_task()]
         self._end(lane, entry, outcome)
         self._begin_tasks()  # at once, and not when this task has ended: that would be a turn of the event loop later

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ import flowkit.consumer
 import flowkit.crowd
 import flowkit.inline
 from flowkit import Flowkit, Message, Retry
-from flowkit.errors import BrokerUnavailable, ConfigurationError, DeliveryError
+from flowkit.clients import Unreadable
+from flowkit.errors import BrokerUnavailable, ConfigurationError, DeadLetterLimit, DeliveryError
 from flowkit.message import Partition
 from flowkit.testing import Client
 
@@ -52,6 +54,8 @@ class Handler:
         self.act = act
         self.held: set[int] = set()
         """Values that it does not end with before they are taken out of here."""
+        self.bad: set[int] = set()
+        """Values that it fails for then."""
         handle: Any = self.coroutine if asynchronous else self.function
         app.add_topic(topic, handle, group="g", **{"concurrency": 10, **options})
 
@@ -74,12 +78,18 @@ class Handler:
             time.sleep(self.act(value) or 0)
             while value in self.held:
                 time.sleep(0.001)
+            self._fail(value)
 
     async def coroutine(self, value: int) -> Any:
         with self._noting(value):
             await asyncio.sleep(self.act(value) or 0)
             while value in self.held:
                 await asyncio.sleep(0.001)
+            self._fail(value)
+
+    def _fail(self, value: int) -> None:
+        if value in self.bad:
+            raise ValueError(value)
 
 
 def put(
@@ -160,7 +170,7 @@ def test_messages_with_the_same_key_are_handled_in_order_and_never_at_once(async
 @both
 def test_partitions_are_handled_at_once_and_each_in_order(asynchronous: bool) -> None:
     app = make_app()
-    handler = Handler(app, lambda value: 0.002 * (value % 3), asynchronous=asynchronous, order="partition")
+    handler = Handler(app, lambda value: 0.002 + 0.002 * (value % 3), asynchronous=asynchronous, order="partition")
     loop = Loop(app)
     loop.broker.create("a", 3)
     for partition in range(3):
@@ -195,7 +205,7 @@ def test_in_a_partition_that_is_in_order_what_is_behind_a_failure_waits_for_it(a
 @both
 def test_without_order_they_are_handled_at_once_too(asynchronous: bool) -> None:
     app = make_app()
-    handler = Handler(app, lambda value: 0.02, asynchronous=asynchronous, order="none")
+    handler = Handler(app, lambda value: 0.2, asynchronous=asynchronous, order="none")
     loop = Loop(app)
     put(loop, *range(10), keys=lambda value: b"same")
     turn(loop, lambda: len(handler.spans) == 10)
@@ -279,8 +289,10 @@ def test_a_route_that_takes_no_more_does_not_hold_up_the_others_of_its_group(
 PLACE = Partition("a", 0)
 
 
-def take_away(loop: Loop, *, lost: bool = False) -> dict[Partition, int]:
-    """The partition leaves, and is there again with the next poll."""
+def take_away(loop: Loop, *, lost: bool = False, stays: bool = False) -> dict[Partition, int]:
+    """The partition leaves, and is there again with the next poll; with ``stays`` with the position that it had, as in
+    kafka-python where nobody else was given it.
+    """
     offsets: dict[Partition, int] = {}
     if lost:
         loop.consumer.lost([PLACE])
@@ -288,7 +300,10 @@ def take_away(loop: Loop, *, lost: bool = False) -> dict[Partition, int]:
         offsets = loop.consumer.revoked([PLACE])
         loop.broker.commits["g"].update(offsets)
         loop.consumer.confirmed(offsets)
-    del loop.consumer.client.positions[PLACE]  # type: ignore[attr-defined]
+    if stays:
+        loop.consumer.assigned([PLACE])
+    else:
+        del loop.consumer.client.positions[PLACE]  # type: ignore[attr-defined]
     return offsets
 
 
@@ -308,9 +323,10 @@ def test_before_a_partition_leaves_what_is_in_hand_is_finished_and_nothing_is_be
 
 
 @both
+@pytest.mark.parametrize("stays", [False, True], ids=["its position is new", "its position stays"])
 @pytest.mark.parametrize("lost", [False, True], ids=["revoked", "lost"])
 def test_what_takes_longer_than_a_rebalance_waits_comes_again_behind_itself(
-    asynchronous: bool, lost: bool, monkeypatch: pytest.MonkeyPatch
+    asynchronous: bool, lost: bool, stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here it is this consumer again that has the partition: of one key there are never two in hand."""
     monkeypatch.setattr(flowkit.inline, "LAST_CHANCE", 0.05)
@@ -320,17 +336,18 @@ def test_what_takes_longer_than_a_rebalance_waits_comes_again_behind_itself(
     loop = Loop(app)
     put(loop, *range(6), keys=lambda value: b"%d" % (value % 2))
     turn(loop, lambda: {0, 2, 4} <= handler.spans.keys() and 1 in handler.runs)
-    take_away(loop, lost=lost)
+    take_away(loop, lost=lost, stays=stays)
     assert lost or loop.committed() == 1
+    put(loop, 6, keys=lambda value: b"even")  # polled from where the client was, it is polled once more
     turn(loop, lambda: handler.runs[2] == 2)
     assert handler.runs[1] == 1
     handler.held.clear()
-    turn_to_end(loop, 6)
-    assert {value: handler.runs[value] for value in range(1, 6)} == {1: 2, 2: 2, 3: 1, 4: 2, 5: 1}
+    turn_to_end(loop, 7)
+    assert {value: handler.runs[value] for value in range(1, 7)} == {1: 2, 2: 2, 3: 1, 4: 2, 5: 1, 6: 1}
 
 
 @both
-def test_a_new_client_is_not_made_before_what_is_in_hand_has_ended(asynchronous: bool) -> None:
+def test_a_message_that_is_in_hand_when_its_client_is_given_up_comes_again_behind_itself(asynchronous: bool) -> None:
     app = make_app()
     handler = Handler(app, lambda value: None, asynchronous=asynchronous, concurrency=3)
     handler.held = {1}
@@ -338,15 +355,76 @@ def test_a_new_client_is_not_made_before_what_is_in_hand_has_ended(asynchronous:
     loop.consumer.reconnect = Retry(first=0)
     put(loop, 0, 1, 2)
     turn(loop, lambda: handler.spans.keys() == {0, 2})
-    reconnecting = threading.Thread(target=loop.consumer._reconnect, args=(BrokerUnavailable("gone"),))
-    reconnecting.start()
-    reconnecting.join(0.3)
-    assert reconnecting.is_alive()
+    loop.consumer._reconnect(BrokerUnavailable("gone"))
+    turn(loop, lambda: handler.runs[2] == 2)
+    assert handler.runs[1] == 1
     handler.held.clear()
-    reconnecting.join(20)
-    assert handler.spans[1]
     turn_to_end(loop, 3)
     assert handler.runs[1] == 2
+
+
+@both
+def test_a_stop_waits_for_what_is_in_hand_also_without_a_client(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous, concurrency=3)
+    handler.held = {1}
+    loop = Loop(app)
+    put(loop, 0, 1, 2)
+    turn(loop, lambda: handler.spans.keys() == {0, 2})
+    loop.consumer._drop_client(0.1)
+    loop.consumer.stop()
+    ending = threading.Thread(target=loop.consumer.run, daemon=True)
+    ending.start()
+    ending.join(0.2)
+    assert ending.is_alive()
+    handler.held.clear()
+    ending.join(20)
+    assert not ending.is_alive()
+    assert handler.runs == Counter([0, 1, 2])
+
+
+@both
+def test_what_is_gone_from_the_log_is_handled_if_it_was_read_before(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous, concurrency=2)
+    handler.held = {0, 1}
+    loop = Loop(app)
+    put(loop, *range(6))
+    turn(loop, lambda: len(handler.runs) == 2)
+    put(loop, *range(6, 12))
+    loop.consumer.client.positions[PLACE] = 10  # type: ignore[attr-defined]
+    loop.consumer.moved(PLACE, 6, 10)
+    handler.held.clear()
+    turn_to_end(loop, 12)
+    assert handler.runs == Counter([*range(6), 10, 11])
+
+
+@both
+def test_a_record_that_cannot_be_read_does_not_hold_up_what_is_before_it(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(retry=Retry(first=0.01), dead_letter="dead")
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous)
+    handler.held, handler.bad = {1}, {1}
+    loop = Loop(app)
+    loop.consumer.reconnect = Retry(first=0.01, cap=0.02)
+    put(loop, 0, 1, 2)
+    turn(loop, lambda: handler.spans.keys() == {0, 2})
+    client: Any = loop.consumer.client
+    poll = client.poll
+
+    def poll_badly(timeout: float, most: int) -> Any:
+        batch = poll(timeout, most)
+        if not batch and PLACE not in client.paused:
+            raise Unreadable(PLACE, 3, None, ValueError("bad"))
+        return batch
+
+    monkeypatch.setattr(client, "poll", poll_badly)
+    turn(loop, lambda: loop.told("unreadable"))
+    handler.held.clear()
+    turn_to_end(loop, 3)
+    assert loop.values("dead") == [1]
+    assert [event["attempt"] for event in loop.told("failed")] == list(range(1, handler.runs[1] + 1))
 
 
 # Offsets and failures.
@@ -492,6 +570,95 @@ def test_a_partition_that_leaves_takes_what_was_ahead_with_it(asynchronous: bool
     assert handler.runs == Counter({0: 2, 1: 2, 2: 2})
 
 
+@both
+def test_when_a_message_is_let_go_by_itself_those_behind_it_have_their_turn(asynchronous: bool) -> None:
+    app = make_app(dead_letter="dead", retry=1)
+    handler = Handler(app, fail_in([0]), asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, 0)
+    turn_to_end(loop, 1)
+    put(loop, 1, 2)
+    turn_to_end(loop, 3)
+    assert loop.values("dead") == [0]
+    assert handler.runs == Counter([0, 1, 2])
+
+
+@both
+def test_what_is_behind_a_failed_message_waits_for_it_and_not_for_one_before_it(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one key 5 is handled and 7 fails, while 1 is slow; then the response to 5 is refused, and it is let go."""
+    app = make_app(dead_letter="dead", retry=Retry(attempts=2, first=0.02))
+    order: list[int] = []
+    gate = threading.Event()
+
+    def answer(value: int) -> int:
+        order.append(value)
+        if value == 7 and order.count(7) == 1:
+            raise ValueError(value)
+        return value
+
+    async def answer_async(value: int) -> int:
+        while value == 1 and not gate.is_set():
+            await asyncio.sleep(0.001)
+        return answer(value)
+
+    def answer_blocking(value: int) -> int:
+        assert value != 1 or gate.wait(20)
+        return answer(value)
+
+    @app.after_failure
+    def take_long(error: Exception) -> None:
+        time.sleep(0.02)
+
+    handler: Any = answer_async if asynchronous else answer_blocking
+    app.add_topic("a", handler, group="g", concurrency=4)
+    app.add_response(handler, "out")
+    loop = Loop(app)
+    start = loop.producer.start
+
+    def refusing(item: Any, *rest: Any) -> Any:
+        if item.topic == "out" and item.value == b"5":
+            raise DeliveryError("too large")
+        return start(item, *rest)
+
+    monkeypatch.setattr(loop.producer, "start", refusing)
+    put(loop, 1, 5, 7, 9, 11, keys=lambda value: b"B" if value == 1 else b"A")
+    turn(loop, lambda: 7 in order)
+    gate.set()
+    turn_to_end(loop, 5)
+    assert [value for value in order if value != 1] == [5, 7, 7, 9, 11]
+    assert loop.values("dead") == [5]
+
+
+@both
+def test_too_many_dead_letters_in_a_row_end_the_loop_in_time(asynchronous: bool) -> None:
+    app = make_app(dead_letter="dead", retry=1, dead_letter_limit=3)
+    Handler(app, fail_in(list(range(50)), 0), asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(50))
+    with pytest.raises(DeadLetterLimit):
+        loop.consumer.run()
+    assert (loop.values("dead"), loop.committed()) == ([0, 1, 2], 3)
+
+
+def test_what_a_coroutine_sets_in_a_context_variable_is_not_there_for_the_next_one() -> None:
+    variable: ContextVar[int | None] = ContextVar("variable", default=None)
+    found: list[int | None] = []
+
+    async def note(value: int) -> None:
+        found.append(variable.get())
+        variable.set(value)
+        await asyncio.sleep(0.001)
+
+    app = make_app()
+    app.add_topic("a", note, group="g", concurrency=2)
+    loop = Loop(app)
+    put(loop, *range(6))
+    turn_to_end(loop, 6)
+    assert found == [None] * 6
+
+
 def test_a_coroutine_that_is_cancelled_is_a_failed_attempt_of_its_message() -> None:
     app = make_app(dead_letter="dead")
 
@@ -604,7 +771,7 @@ def test_threads_that_hang_do_not_hold_up_the_end_of_the_process() -> None:
 
 @both
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_is_no_failure_of_a_message_ends_the_loop(asynchronous: bool) -> None:
+def test_what_is_no_failure_of_a_message_ends_the_loop_and_the_message_comes_again(asynchronous: bool) -> None:
     class End(BaseException):
         pass
 
@@ -612,12 +779,14 @@ def test_what_is_no_failure_of_a_message_ends_the_loop(asynchronous: bool) -> No
         if value == 2:
             raise End
 
-    app = make_app()
+    app = make_app(on_poison="skip", retry=1)
     Handler(app, act, asynchronous=asynchronous)
     loop = Loop(app)
     put(loop, *range(4))
     with pytest.raises(End):
-        turn(loop, lambda: False)
+        loop.consumer.run()
+    assert loop.committed() == 2
+    assert loop.told("skipped") == []
 
 
 # Responses and hooks.

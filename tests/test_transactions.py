@@ -45,7 +45,7 @@ class Picky(Broker):
         self.refused: set[bytes] = set()
         self.transactions = 0
 
-    def producer(self, settings: Settings, transactional_id: str | None = None) -> memory.Producer:
+    def producer(self, settings: Settings, transactional_id: str | None = None, **_: Any) -> memory.Producer:
         return super().producer(settings) if transactional_id is None else PickyProducer(self)
 
 

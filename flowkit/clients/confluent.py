@@ -270,11 +270,13 @@ class Consumer:
         if not messages:
             return {}
         numbers = list(map(NUMBER, messages))
-        if self._topics == 1 and numbers.count(numbers[0]) == len(numbers):
+        topics = list(map(TOPIC, messages)) if self._topics > 1 else []
+        if topics and topics.count(topics[0]) == len(topics):
+            topics = []  # where to look for an end within one takes longer
+        if not topics and numbers.count(numbers[0]) == len(numbers):
             return {_partition_of(messages[0]): Records(messages)}
         ends = bytearray(map(ne, numbers, islice(numbers, 1, None)))
-        if self._topics > 1:
-            topics = list(map(TOPIC, messages))
+        if topics:
             ends = bytearray(map(max, ends, map(ne, topics, islice(topics, 1, None))))
         found: dict[Partition, list[Any]] = {}
         begin = 0
