@@ -157,8 +157,8 @@ class Consumer:
         self._polled_at = self.turned_at
         self._begun: dict[Partition, int] = {}
         """Offsets whose commit is under way."""
-        self._passed: dict[Partition, int] = {}
-        """Of partitions that left, and whose messages are handled many at once: how far they were passed."""
+        self._passed: dict[Partition, tuple[str | None, int]] = {}
+        """Of partitions that left, of those handled many at once: the id of their topic, and how far they were passed."""
         self._begun_at = 0.0
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
@@ -411,7 +411,7 @@ class Consumer:
     def put_back(self, partition: Partition, track: Track, offset: int, delay: float) -> None:
         track.done = offset
         if track.window is not None:
-            track.window.rewind()
+            track.window.rewind(offset)
         self.wait(partition, track, time.monotonic() + delay)
         self.client.seek(partition, offset)
 
@@ -589,7 +589,7 @@ class Consumer:
         for partition in partitions:
             track = self.tracks.get(partition)
             if track is not None and track.done is not None and self.inline.is_at_once(partition):
-                self._passed[partition] = min(track.done, unsettled.get(partition, track.done))
+                self._passed[partition] = track.topic_id, min(track.done, unsettled.get(partition, track.done))
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         for partition in partitions:
@@ -608,6 +608,11 @@ class Consumer:
             track.close_window()
             # so that what was sent for those that were there is no matter of theirs
             self.tracks[partition] = replace(track)
+            if self.inline.is_at_once(partition):  # else the first of them would have set this by now
+                self.tracks[partition] = Track(
+                    done=after, topic_id=track.topic_id, held=track.held, resume_at=track.resume_at
+                )
+                self._begun.pop(partition, None)
         self.lookout.tell_gone(partition, before, after)
 
     def may_keep(self, partition: Partition) -> bool:
@@ -667,8 +672,12 @@ class Consumer:
         """What is known of a partition that nothing was taken up of: nothing. It starts at the committed offset."""
         track, passed = Track(), self._passed.pop(partition, None)
         if passed is not None:
-            committed = self.client.committed(partition)
-            self.client.seek(partition, passed if committed is None else committed)
+            topic_id, start = passed
+            if (committed := self.client.committed(partition)) is not None:
+                start = committed
+            elif topic_id != self.client.topic_id(partition.topic):  # a topic that was made anew has none
+                start = self.client.first_offset(partition)
+            self.client.seek(partition, start)
             if partition in self.batch:
                 self.left[partition] = track
         return track
@@ -700,7 +709,6 @@ class Consumer:
         self.joined = False
         self.loan.error = None
         self._lost.clear()
-        self._passed.clear()
         self._begun.clear()
         if client is not None:
             try:
@@ -710,21 +718,22 @@ class Consumer:
         self._note_confirmed()
         self._tell_consumed()
         self._forget([*self.tracks, *self.new])
+        self._passed.clear()  # the next client starts at what is committed
         self.inline.drop()
 
     def _end(self) -> None:
         """Settles and commits what is finished, and leaves the group, so that another member may go on at once."""
         self._refused.clear()
-        passed = self.inline.finish()
-        if self._client is not None:
-            try:
+        try:
+            passed = self.inline.finish()
+            if self._client is not None:
                 self.inline.pass_last(passed)
                 self.inline.settle()
                 if self.queueing is not None:
                     self.queueing.end()
                 self.commit(wait=True)
-            except Exception as error:
-                self.clean = False
-                self.monitor.notice_error("stop", error, group=self.group)
+        except Exception as error:
+            self.clean = False
+            self.monitor.notice_error("stop", error, group=self.group)
         self._drop_client(min(5.0, self.settings.shutdown_timeout))
         self.clean = self.clean and not self._refused and not self._behind

@@ -24,7 +24,7 @@ MOMENT = 0.001
 
 PATIENCE = 1.0
 """Seconds that a route may go without a poll, because it has enough. Then the partitions are paused that have most, so that it,
-and others of its group, are given something of the others.
+and others of its group, are given something of the others. At once, if it has threads or tasks without work.
 """
 
 WINDOWS = 4
@@ -43,6 +43,7 @@ class Crowd:
         self.topics = {route.topic for route in self.routes}
         for route in self.routes:
             route.wake = self.routes[0].wake
+        self.is_ending = False
         self.peek = SHORTEST_PEEK
         """Seconds of the next poll while messages are in hand."""
         self._open: dict[Partition, Track] = {}
@@ -53,8 +54,10 @@ class Crowd:
 
     @property
     def is_busy(self) -> bool:
-        """Whether messages are in hand, or wait for a free thread or task."""
-        return any(route.unbegun or route.in_hand for route in self.routes)
+        """Whether messages are in hand, or wait for that, or for their turn."""
+        if any(route.unbegun or route.in_hand for route in self.routes):
+            return True
+        return any(track.window is not None and track.window.records for track in self._open.values())
 
     @property
     def oldest(self) -> float | None:
@@ -72,7 +75,7 @@ class Crowd:
         for route in self.routes:
             if not self._is_full(route):
                 self._full_since.pop(route.topic, None)
-            elif now < self._full_since.setdefault(route.topic, now) + PATIENCE:
+            elif now < self._full_since.setdefault(route.topic, now) + PATIENCE and not route.is_idle:
                 may = False
             if route.topic in self._full_since or self._held:
                 held |= self._with_most(route, now)
@@ -116,7 +119,7 @@ class Crowd:
         windows = self._windows(route)
         held = {p for p in self._held & windows.keys() if windows[p].unbegun > route.concurrency}
         since = self._full_since.get(route.topic)
-        if since is not None and now >= since + PATIENCE:
+        if since is not None and (now >= since + PATIENCE or route.is_idle):
             free = sum(window.unbegun for partition, window in windows.items() if partition not in held)
             for partition in sorted(windows.keys() - held, key=lambda p: windows[p].unbegun, reverse=True):
                 if free < enough:
@@ -180,7 +183,7 @@ class Crowd:
         wake.clear()
         for route in self.routes:
             route.low = self.enough(route) + self._paused(route) - 1
-            full = full or self._is_full(route)
+            full = full or (self._is_full(route) and not route.is_idle)
         if full:
             wake.wait(LOOK)
         elif self.is_busy and not any(route.unbegun for route in self.routes):
@@ -217,7 +220,7 @@ class Crowd:
 
     def finish(self) -> dict[Partition, list[Record]]:
         """Begins nothing any more, and waits for what is in hand. Gives what can have its turn."""
-        loop = self.loop
+        loop, self.is_ending = self.loop, True
         for track in self._open.values():
             if track.window is not None:
                 track.window.drop()

@@ -188,7 +188,8 @@ class Inline:
         loop = self.loop
         if self.waits:
             self._let_go()
-        urgent = self.is_urgent or self.transactions is not None or not loop.batch
+        idle = not loop.batch and not (self.crowd is not None and self.crowd.is_busy)
+        urgent = self.is_urgent or self.transactions is not None or idle
         if urgent or (commits and (loop.enough_to_commit() or loop.producer.under_way or self._is_to_be_asked())):
             return self.settle()
         return set()
@@ -289,7 +290,8 @@ class Inline:
         if not partitions or loop.is_without_client:
             return
         with producer.in_place_of(loop.claim):
-            if finish and self.crowd is not None and not loop.loan.is_kept:
+            # while somebody else polls, the loop's thread may be at what is ready itself, unless it only waits for its end
+            if finish and self.crowd is not None and (not loop.loan.is_kept or self.crowd.is_ending):
                 patience = min(LAST_CHANCE, loop.settings.kafka.session_timeout / 3)
                 ready = self.crowd.leave(partitions, patience)
                 # what a transaction would have to take with it comes again

@@ -86,10 +86,11 @@ class Window:
         self.route.go_on_behind(record, self)
         self.pass_to(record.offset + 1)
 
-    def rewind(self) -> None:
-        """The messages come again. Those that have been handled, or are in hand, are not begun once more then."""
-        self.drop()
-        self.records.clear()
+    def rewind(self, offset: int) -> None:
+        """Messages from this offset on come again. Those that have been handled, or are in hand, are not begun once more."""
+        self.route.drop(self, forget=True)
+        for gone in [known for known in self.outcomes if known < offset]:  # as far as they are there still
+            del self.outcomes[gone]
 
     def drop(self) -> None:
         """Begins none of its messages any more."""
@@ -98,7 +99,7 @@ class Window:
     def close(self) -> None:
         """Its messages are somebody else's, or come again: nothing counts that came of them, or will come."""
         self.is_closed = True
-        self.rewind()
+        self.route.drop(self, forget=True)
         self.outcomes.clear()
 
 
@@ -145,6 +146,11 @@ class Parallel(Handling):
 
     # What the loop asks for.
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether a thread or task is free, and has nothing to do."""
+        return len(self.in_hand) < self.concurrency and self._ready.empty()
+
     def take(self, window: Window, records: Sequence[Record], attempt: int, received: float) -> None:
         """Takes messages of one partition; ``attempt`` is that of the first. Those that the window has are left out."""
         with self._lock:
@@ -175,8 +181,10 @@ class Parallel(Handling):
                 self._offer(lane)
         self._start()
 
-    def drop(self, window: Window) -> None:
+    def drop(self, window: Window, *, forget: bool = False) -> None:
         with self._lock:
+            if forget:
+                window.records.clear()
             for lane in [*self._lanes.values()]:
                 kept = [entry for entry in lane.entries if entry.window is not window]
                 self.unbegun -= len(lane.entries) - len(kept)
@@ -272,7 +280,9 @@ class Parallel(Handling):
             if not window.is_closed:
                 if outcome is not None:
                     window.outcomes[offset] = outcome
-                if outcome is None or isinstance(outcome, Exception):
+                failed = outcome is None or isinstance(outcome, Exception)
+                # if it is to come again, it may also be gone from the log by then, and not be waited for
+                if failed and any(record.offset == offset for record in window.records):
                     lane.failed = window, offset
             lane.is_out = False
             self._offer(lane)

@@ -284,6 +284,47 @@ def test_a_route_that_takes_no_more_does_not_hold_up_the_others_of_its_group(
     assert loop.consumer.stands_since == loop.consumer.turned_at
 
 
+@both
+def test_one_key_with_many_messages_does_not_hold_up_the_polls(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are threads or tasks without work, so nothing is waited for before more is polled."""
+    monkeypatch.setattr(flowkit.crowd, "PATIENCE", 60)
+    monkeypatch.setattr(flowkit.consumer, "MOST_HANDLED", 10)
+    monkeypatch.setattr(flowkit.consumer, "ROUNDS", 1)
+    app = make_app()
+    handler = Handler(app, lambda value: 0.005, asynchronous=asynchronous, concurrency=5)
+    plain: list[int] = []
+    app.add_topic("b", plain.append, group="g")
+    loop = Loop(app)
+    put(loop, *range(100), keys=lambda value: b"same")
+    turn(loop, lambda: len(handler.spans) == 10)
+    loop.broker.append("b", b"1")
+    turn(loop, lambda: plain)
+    assert len(handler.spans) < 100
+    turn_to_end(loop, 100)
+    assert list(handler.spans) == list(range(100))
+
+
+@both
+def test_what_has_an_outcome_is_not_waited_for(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that ended when it had just been looked at: the next poll is short."""
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous)
+    handler.held = {0}
+    loop = Loop(app)
+    put(loop, 0)
+    turn(loop, lambda: handler.runs)
+    handler.held.clear()
+    window = loop.consumer.tracks[Partition("a", 0)].window
+    assert window is not None
+    deadline = time.monotonic() + 10
+    while not window.outcomes and time.monotonic() < deadline:
+        time.sleep(0.001)
+    monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 60)
+    assert loop.consumer._poll_timeout() <= flowkit.crowd.LONGEST_PEEK
+
+
 # Partitions that leave.
 
 PLACE = Partition("a", 0)
@@ -344,6 +385,54 @@ def test_what_takes_longer_than_a_rebalance_waits_comes_again_behind_itself(
     handler.held.clear()
     turn_to_end(loop, 7)
     assert {value: handler.runs[value] for value in range(1, 7)} == {1: 2, 2: 2, 3: 1, 4: 2, 5: 1, 6: 1}
+
+
+@both
+@pytest.mark.parametrize("way", ["revoked", "reconnect"])
+def test_a_topic_that_was_made_anew_meanwhile_is_read_from_its_first_message(
+    asynchronous: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous)
+    loop = Loop(app)
+    put(loop, *range(5))
+    turn_to_end(loop, 5)
+    make = loop.consumer.make_client
+
+    def make_anew(*given: Any) -> Any:
+        del loop.broker.topics["a"], loop.broker.ids["a"]
+        loop.broker.commits["g"].clear()
+        put(loop, *range(100, 110))
+        return make(*given) if given else None
+
+    if way == "revoked":
+        take_away(loop)
+        make_anew()
+    else:
+        loop.consumer.reconnect = Retry(first=0)
+        monkeypatch.setattr(loop.consumer, "make_client", make_anew)
+        loop.consumer._reconnect(BrokerUnavailable("gone"))
+    turn(loop, lambda: (loop.consumer.commit(), loop.committed() == 10)[1])
+    assert handler.runs == Counter([*range(5), *range(100, 110)])
+
+
+@both
+def test_where_the_log_begins_anew_nothing_is_committed_before_it_is_done(asynchronous: bool) -> None:
+    app = make_app()
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous)
+    handler.held = {100}
+    loop = Loop(app)
+    put(loop, *range(50))
+    turn_to_end(loop, 50)
+    loop.broker.topics["a"][0].clear()
+    put(loop, 100)
+    loop.consumer.client.positions[PLACE] = 0  # type: ignore[attr-defined]
+    loop.consumer.moved(PLACE, 50, 0)
+    turn(loop, lambda: 100 in handler.runs)
+    loop.consumer.commit()
+    assert loop.committed() == 0
+    handler.held.clear()
+    turn_to_end(loop, 1)
 
 
 @both
@@ -657,6 +746,33 @@ def test_what_a_coroutine_sets_in_a_context_variable_is_not_there_for_the_next_o
     put(loop, *range(6))
     turn_to_end(loop, 6)
     assert found == [None] * 6
+
+
+@both
+def test_a_failed_message_that_is_gone_when_it_should_come_again_is_not_waited_for(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 fails, and 1, which is in hand then, too; when they come again, compaction has left only what has the key of 1."""
+    app = make_app(retry=Retry(first=0.1, attempts=5))
+    handler = Handler(app, lambda value: None, asynchronous=asynchronous, concurrency=3)
+    handler.held, handler.bad = {1}, {0, 1}
+    loop = Loop(app)
+    put(loop, 0, 1, 2, keys=lambda value: b"k" if value else b"n")
+    turn(loop, lambda: loop.told("failed") and 1 in handler.runs)
+    client: Any = loop.consumer.client
+    poll = client.poll
+
+    def poll_compacted(*given: Any) -> Any:
+        batch = {
+            place: [record for record in records if record.offset != 1] for place, records in poll(*given).items()
+        }
+        return {place: records for place, records in batch.items() if records}
+
+    monkeypatch.setattr(client, "poll", poll_compacted)
+    handler.held.clear()
+    handler.bad = {1}
+    turn_to_end(loop, 3)
+    assert handler.runs == Counter({0: 2, 1: 1, 2: 1})
 
 
 def test_a_coroutine_that_is_cancelled_is_a_failed_attempt_of_its_message() -> None:
