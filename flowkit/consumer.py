@@ -190,7 +190,7 @@ class Consumer:
         handlings = self.handlings.values()
         many = self._gathers or any(handling.transactional for handling in handlings)
         wanted = [max(handling.max_batch, ROUNDS * handling.concurrency) for handling in handlings]
-        return max(MOST_QUEUED if many else MOST_HANDLED, *wanted)
+        return max([MOST_QUEUED if many else MOST_HANDLED, *wanted])
 
     @property
     def most(self) -> int:

@@ -5,6 +5,7 @@ few bytes do not fill the memory.
 from __future__ import annotations
 
 import copyreg
+import logging
 import pickle
 import pickletools
 import resource
@@ -81,6 +82,16 @@ def nothing_called() -> Iterator[None]:
         watched.remove(seen)
     assert seen == []
     assert set(sys.modules) == modules
+
+
+@contextmanager
+def no_tracebacks() -> Iterator[None]:
+    """RQ logs one for webhooks that it cannot read, for which Python compiles the lines that it points at."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 datetime.strptime("2026", "%Y")  # which imports something when it is first called
@@ -251,7 +262,7 @@ def test_any_hash_in_the_place_of_a_job_is_a_job_that_runs_or_fails(
     raw: dict[bytes, bytes], data: bytes, packed: bool
 ) -> None:
     job = OwnJob("orders-0-0-1-00000000", connection=nowhere, serializer=Envelope)
-    with nothing_called():
+    with nothing_called(), no_tracebacks():
         job.restore({**raw, b"data": zlib.compress(data) if packed else data})
         try:
             args = job.args
