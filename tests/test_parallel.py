@@ -114,6 +114,18 @@ def turn_to_end(loop: Loop, offset: int) -> None:
     turn(loop, lambda: (loop.consumer.commit(), loop.committed() == offset)[1])
 
 
+def refuse_answer(loop: Loop, value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer with this value cannot be sent."""
+    start = loop.producer.start
+
+    def refusing(item: Any, *rest: Any) -> Any:
+        if item.topic == "out" and item.value == value:
+            raise DeliveryError("too large")
+        return start(item, *rest)
+
+    monkeypatch.setattr(loop.producer, "start", refusing)
+
+
 def fail_in(values: list[int], seconds: float = 0.02) -> Callable[[int], None]:
     """Fails for these values, when those begun with it have been begun."""
 
@@ -704,14 +716,7 @@ def test_what_is_behind_a_failed_message_waits_for_it_and_not_for_one_before_it(
     app.add_topic("a", handler, group="g", concurrency=4)
     app.add_response(handler, "out")
     loop = Loop(app)
-    start = loop.producer.start
-
-    def refusing(item: Any, *rest: Any) -> Any:
-        if item.topic == "out" and item.value == b"5":
-            raise DeliveryError("too large")
-        return start(item, *rest)
-
-    monkeypatch.setattr(loop.producer, "start", refusing)
+    refuse_answer(loop, b"5", monkeypatch)
     put(loop, 1, 5, 7, 9, 11, keys=lambda value: b"B" if value == 1 else b"A")
     turn(loop, lambda: 7 in order)
     gate.set()
@@ -858,14 +863,7 @@ def test_an_outcome_that_cannot_be_sent_is_not_kept(monkeypatch: pytest.MonkeyPa
     app.add_topic("a", answer, group="g", concurrency=4)
     app.add_response(answer, "out")
     loop = Loop(app)
-    start = loop.producer.start
-
-    def refusing(item: Any, *rest: Any) -> Any:
-        if item.topic == "out" and item.value == b"1":
-            raise DeliveryError("too large")
-        return start(item, *rest)
-
-    monkeypatch.setattr(loop.producer, "start", refusing)
+    refuse_answer(loop, b"1", monkeypatch)
     put(loop, 0, 1, 2)
     turn_to_end(loop, 3)
     assert (loop.values(), loop.values("dead")) == ([0, 2], [1])
@@ -1091,51 +1089,90 @@ def test_on_kafka_all_are_handled_in_order_of_their_keys(kafka: Kafka, topic: Ma
     assert seen == {str(key): list(range(key, 1_000, 17)) for key in range(17)}
 
 
+class Runs:
+    """What the processes of ``apps/crowd.py`` have handled of so many messages in a topic."""
+
+    def __init__(self, kafka: Kafka, source: str, count: int, directory: Path, *, asynchronous: bool) -> None:
+        self.count = count
+        self.log = directory / "log"
+        self._ledger = directory / "ledger"
+        self._ledger.mkdir()
+        self.env = {"FLOWKIT_KAFKA_HOSTS": kafka.hosts, "CROWD_TOPIC": source, "CROWD_LEDGER": str(self._ledger)}
+        self.env |= {"CROWD_TASKS": "1"} if asynchronous else {}
+        with contextlib.closing(KafkaProducer(bootstrap_servers=kafka.hosts)) as producer:
+            for number in range(count):
+                producer.send(source, b"%d" % number, key=b"%d" % (number % 101))
+            producer.flush()
+
+    def start(self) -> Process:
+        return Process("flowkit", "run", "crowd:app", env=self.env, log=self.log)
+
+    def read(self) -> list[tuple[int, ...]]:
+        """Of each run the number, the key, the begin and the end."""
+        return [
+            tuple(map(int, line.split()))
+            for path in self._ledger.iterdir()
+            for line in path.read_text().rpartition("\n")[0].splitlines()
+        ]
+
+    def members(self) -> int:
+        """How many processes have handled something."""
+        return sum(path.stat().st_size > 0 for path in self._ledger.iterdir())
+
+    def are_complete(self) -> bool:
+        return len({number for number, *_ in self.read()}) == self.count
+
+    def check(self, repeated: int) -> None:
+        """Each message was handled, no more than so many again, and those of each key in order and never two at once."""
+        found = self.read()
+        assert {number for number, *_ in found} == set(range(self.count))
+        assert len(found) - self.count <= repeated
+        spans: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        for number, key, began, ended in found:
+            spans[key].append((began, ended, number))
+        for of_key in spans.values():
+            of_key.sort()
+            assert all(before[1] <= after[0] for before, after in itertools.pairwise(of_key)), "two of a key at once"
+            first = list(dict.fromkeys(number for _, _, number in of_key))
+            assert first == sorted(first)
+
+
 @both
 def test_a_sigkill_loses_nothing_and_repeats_what_was_in_hand(
     kafka: Kafka, topic: MakeTopic, tmp_path: Path, wait_for: WaitFor, asynchronous: bool
 ) -> None:
     if not kafka.apache:
         pytest.skip("the embedded broker does not hand a killed member's partitions on")
-    count, keys, killed = 12_000, 101, []
     source = topic("crowd", 4)
-    with contextlib.closing(KafkaProducer(bootstrap_servers=kafka.hosts)) as producer:
-        for number in range(count):
-            producer.send(source, b"%d" % number, key=b"%d" % (number % keys))
-        producer.flush()
-    ledger = tmp_path / "ledger"
-    ledger.mkdir()
-    env = {"FLOWKIT_KAFKA_HOSTS": kafka.hosts, "CROWD_TOPIC": source, "CROWD_LEDGER": str(ledger)}
-    env |= {"CROWD_TASKS": "1"} if asynchronous else {}
-
-    def runs() -> list[tuple[int, ...]]:
-        return [
-            tuple(map(int, line.split()))
-            for path in ledger.iterdir()
-            for line in path.read_text().rpartition("\n")[0].splitlines()
-        ]
-
+    runs = Runs(kafka, source, 12_000, tmp_path, asynchronous=asynchronous)
     for at in (2_000, 5_000):
-        with Process("flowkit", "run", "crowd:app", env=env, log=tmp_path / "log") as process:
-            wait_for(lambda at=at: len(runs()) >= at)
+        with runs.start() as process:
+            wait_for(lambda at=at: len(runs.read()) >= at)
             process.kill()
-        killed.append(len(runs()))
-    with Process("flowkit", "run", "crowd:app", env=env, log=tmp_path / "log") as process:
-        wait_for(lambda: len({number for number, *_ in runs()}) == count)
+    with runs.start() as process:
+        wait_for(runs.are_complete)
         assert process.stop() == 0
-    found = runs()
-    assert {number for number, *_ in found} == set(range(count))
-    # what 0.2 s between two commits handle, and a batch
-    assert len(found) - count <= len(killed) * 2_000
-    spans: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for number, key, began, ended in found:
-        spans[key].append((began, ended, number))
-    for of_key in spans.values():
-        of_key.sort()
-        assert all(before[1] <= after[0] for before, after in itertools.pairwise(of_key)), "two of a key at once"
-        first = list(dict.fromkeys(number for _, _, number in of_key))
-        assert first == sorted(first)
+    runs.check(repeated=2 * 2_000)  # what 0.2 s between two commits handle, and a batch
     assert committed(kafka.hosts, source, source) is not None
+
+
+@both
+def test_members_that_join_and_leave_lose_nothing_and_keep_the_order_of_keys(
+    kafka: Kafka, topic: MakeTopic, tmp_path: Path, wait_for: WaitFor, asynchronous: bool
+) -> None:
+    """Some partitions go and come back, others stay with a client that has read far beyond what is passed."""
+    if not kafka.apache:
+        pytest.skip("the embedded broker has one member a group")
+    runs = Runs(kafka, topic("crowd", 4), 40_000, tmp_path, asynchronous=asynchronous)
+    with runs.start() as first:
+        for members, at in ((2, 3_000), (3, 15_000)):
+            wait_for(lambda at=at: len(runs.read()) >= at)
+            with runs.start() as second:
+                wait_for(lambda members=members: runs.members() == members)
+                assert second.stop() == 0
+        wait_for(runs.are_complete)
+        assert first.stop() == 0
+    runs.check(repeated=4 * 500)
 
 
 def test_what_cancels_a_task_late_does_not_reach_other_messages() -> None:
