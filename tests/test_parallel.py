@@ -1117,7 +1117,8 @@ class Runs:
 
     def members(self) -> int:
         """How many processes have handled something."""
-        return sum(path.stat().st_size > 0 for path in self._ledger.iterdir())
+        # by their ids: two threads of one may each begin a file
+        return len({path.name.partition("-")[0] for path in self._ledger.iterdir() if path.stat().st_size})
 
     def are_complete(self) -> bool:
         return len({number for number, *_ in self.read()}) == self.count
