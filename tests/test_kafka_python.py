@@ -11,12 +11,11 @@ import pytest
 from kafka import OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 from kafka.future import Future
-from servers import Kafka, MakeTopic, WaitFor
+from servers import Kafka, MakeTopic
 from support import Owner
 from test_client_options import load
 
 from flowkit import DeliveryError
-from flowkit.clients import kafka_python
 from flowkit.clients.kafka_python import Consumer, EndedWithAnother, Producer
 
 MakeProducer = Callable[..., Producer]
@@ -51,27 +50,6 @@ def test_what_ends_with_a_message_that_is_too_large_is_not_to_blame(
     del failed[50]
     assert all("EndedWithAnother" in str(problem) for problem in failed.values())
     assert failed, "the fault is gone from kafka-python: EndedWithAnother can go too"
-
-
-def test_brokers_hold_a_fetch_for_longer_where_nothing_comes(
-    make: MakeProducer, kafka: Kafka, topic: MakeTopic, monkeypatch: pytest.MonkeyPatch, wait_for: WaitFor
-) -> None:
-    """Unless the application says for how long."""
-    name = topic()
-    monkeypatch.setattr(kafka_python, "IDLE_AFTER", 0.2)
-    ours = Consumer(load(kafka.hosts), f"{name}-ours")
-    theirs = Consumer(load(kafka.hosts, fetch_max_wait_ms=70), f"{name}-theirs")
-    with contextlib.ExitStack() as stack:
-        for consumer in (ours, theirs):
-            stack.callback(consumer.close, 5)
-            consumer.subscribe([name], Owner())
-            wait_for(lambda consumer=consumer: consumer.poll(0.05) or consumer.joined())
-        wait_for(lambda: ours.poll(0.05) or ours._fetcher["fetch_max_wait_ms"] == kafka_python.IDLE_WAIT)
-        make().send(name, b"1", None, (), None)
-        wait_for(lambda: ours.poll(0.05))
-        assert ours._fetcher["fetch_max_wait_ms"] == kafka_python.BUSY_WAIT
-        wait_for(lambda: theirs.poll(0.05))
-        assert theirs._fetcher["fetch_max_wait_ms"] == 70
 
 
 def test_a_client_that_is_over_does_not_blame_what_comes_later(make: MakeProducer, small_topic: MakeTopic) -> None:

@@ -479,10 +479,10 @@ class Consumer:
 
     def topic_id(self, topic: str) -> str | None:
         """As of some seconds ago: only an admin client may ask, and its answers are not waited for, but for the first one."""
-        if self._admin is not None:
+        if self._asked:
             self._admin.poll(0)
-        for name in [name for name, answer in self._asked.items() if answer.done()]:
-            self._note_id(name, self._asked.pop(name))
+            for name in [name for name, answer in self._asked.items() if answer.done()]:
+                self._note_id(name, self._asked.pop(name))
         if topic not in self._ids:
             self._ids[topic] = None
             self._ask([topic])

@@ -7,6 +7,7 @@ when its position is out of range. This reaches into its internals, and is to be
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,10 +15,16 @@ from weakref import WeakKeyDictionary
 
 from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import Fetcher
+from kafka.record.default_records import DefaultRecordBatch
+from kafka.record.memory_records import MemoryRecords
+from kafka.structs import OffsetAndMetadata
 
 from ..message import Partition
 from . import Rebalance, Unreadable
 from .kafka_refusals import FORBIDDEN
+
+MAGIC = 2
+"""The format of records, of which a batch says where it ends."""
 
 
 def tell(consumer: Any, rebalance: Rebalance) -> None:
@@ -48,11 +55,26 @@ class _Batches:
 
     def __init__(self, records: Any) -> None:
         self._records = records
+        self.size: int = records.size_in_bytes()
         self.last: Any = None
 
     def next_batch(self) -> Any:
         self.last = self._records.next_batch()
         return self.last
+
+    def end(self) -> Any:
+        """Where what is behind all of them begins, as kafka-python writes a position; None where they do not say it."""
+        buffer, begin, end = self._records._buffer, 0, 0
+        while end + MemoryRecords.LOG_OVERHEAD <= len(buffer):
+            (length,) = struct.unpack_from(">i", buffer, end + MemoryRecords.LENGTH_OFFSET)
+            following = end + MemoryRecords.LOG_OVERHEAD + length
+            if length <= 0 or following > len(buffer):  # a part of one
+                break
+            begin, end = end, following
+        if end - begin <= MemoryRecords.MAGIC_OFFSET or buffer[begin + MemoryRecords.MAGIC_OFFSET] != MAGIC:
+            return None
+        last = DefaultRecordBatch(memoryview(buffer)[begin:end])
+        return OffsetAndMetadata(last.next_offset, "", last.leader_epoch)
 
 
 class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
@@ -66,6 +88,10 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
         self._batches = _Batches(records)
         unpacked: Iterator[Any] = super()._unpack_records(where, self._batches, *deserializers)
         return unpacked
+
+    def end(self, least: int) -> Any:
+        """As ``_Batches.end``, if they are so many bytes at least."""
+        return self._batches.end() if self._batches.size >= least else None
 
     def take(self, n: int | None = None) -> list[Any]:
         try:

@@ -29,14 +29,10 @@ from .kafka_assigning import assignors, bind
 from .kafka_fetching import tell
 from .kafka_opening import Door, open_client
 from .kafka_options import CONSUMER, PRODUCER, client_options, in_ms
+from .kafka_pacing import Pace
 from .kafka_refusals import FORBIDDEN
 
 logger = logging.getLogger(__name__)
-
-BUSY_WAIT, IDLE_WAIT, IDLE_AFTER = 10, 100, 1.0
-"""Milliseconds that a broker may hold a fetch: where messages come, since the busy partitions wait with the others; and where
-none has come for so many seconds, since each fetch costs a processor something.
-"""
 
 SHORTEST_JOIN = 0.1
 """Seconds that a poll waits at least while a join is under way."""
@@ -119,10 +115,7 @@ class Consumer:
         self._consumer = open_client(KafkaConsumer, settings, options, self._door)
         bind(found, self._consumer)
         self._poll = self._consumer.poll
-        self._fetcher = self._consumer._fetcher.config
-        """kafka-python's options for its next fetch."""
-        self._adapts = "fetch_max_wait_ms" not in kafka.options
-        self._last_came = time.monotonic()
+        self._pace = None if "fetch_max_wait_ms" in kafka.options else Pace(self._consumer)
 
     def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
         tell(self._consumer, rebalance)
@@ -153,17 +146,9 @@ class Consumer:
             raise without_offset([Partition(*where) for where in error.args[0]]) from error
         if self._instance is not None and self._is_displaced():
             raise displaced(self._instance)
-        if self._adapts:
-            self._adapt(came=bool(records))
+        if records and self._pace is not None:
+            self._pace.note_records()
         return records
-
-    def _adapt(self, *, came: bool) -> None:
-        now = time.monotonic()
-        if came:
-            self._last_came = now
-            self._fetcher["fetch_max_wait_ms"] = BUSY_WAIT
-        elif now > self._last_came + IDLE_AFTER:
-            self._fetcher["fetch_max_wait_ms"] = IDLE_WAIT
 
     def _is_displaced(self) -> bool:
         # a heartbeat was answered so; kafka-python logs it, sends no more of them, and polls on for ever without being a member

@@ -1,0 +1,221 @@
+"""When kafka-python is made to ask for more: that it does so in time, and that no message is lost, repeated or out of order."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import confluent_kafka
+import pytest
+from servers import Kafka, MakeTopic, WaitFor
+from support import Owner
+from test_client_options import load
+
+from flowkit.clients import kafka_pacing
+from flowkit.clients.kafka_python import Consumer
+from flowkit.message import Partition
+
+Open = Callable[..., Consumer]
+
+CHUNK = 40_000
+"""Bytes that a fetch gives of a partition here, at most: some 130 messages."""
+
+
+@pytest.fixture
+def opened(kafka: Kafka, wait_for: WaitFor) -> Iterator[Open]:
+    """Opens a consumer of one topic, which has its partitions and has read nothing."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(topic: str, group: str = "", **options: Any) -> Consumer:
+            consumer = Consumer(load(kafka.hosts, **options), f"{topic}-{group}")
+            stack.callback(consumer.close, 5)
+            owner = Owner()
+            consumer.subscribe([topic], owner)
+            wait_for(lambda: consumer.poll(0.05, 1) or owner.mine)
+            for partition in owner.mine:
+                consumer.seek(partition, 0)
+            return consumer
+
+        yield opened
+
+
+def produce(kafka: Kafka, topic: str, counts: dict[int, int], first: int = 0) -> None:
+    """So many messages in each partition, of which each says which one it is there. The batches are small."""
+    producer = confluent_kafka.Producer(
+        {"bootstrap.servers": kafka.hosts, "batch.num.messages": 7, "enable.idempotence": True}
+    )
+    for partition, count in counts.items():
+        for number in range(first, first + count):
+            producer.produce(topic, b"%0300d" % number, partition=partition)
+        producer.flush(30)
+
+
+def test_brokers_hold_a_fetch_for_longer_where_nothing_comes(
+    kafka: Kafka, opened: Open, topic: MakeTopic, monkeypatch: pytest.MonkeyPatch, wait_for: WaitFor
+) -> None:
+    """Unless the application says for how long, or a partition waits for something else."""
+    monkeypatch.setattr(kafka_pacing, "IDLE_AFTER", 0.2)
+    name = topic()
+    ours, theirs = opened(name, "ours"), opened(name, "theirs", fetch_max_wait_ms=70)
+
+    def wait_of(consumer: Consumer) -> int:
+        return int(consumer._consumer._fetcher.config["fetch_max_wait_ms"])
+
+    wait_for(lambda: ours.poll(0.05) or wait_of(ours) == kafka_pacing.IDLE_WAIT)
+    produce(kafka, name, {0: 1})
+    wait_for(lambda: ours.poll(0.05))
+    ours.poll(0)
+    assert wait_of(ours) == kafka_pacing.BUSY_WAIT
+    wait_for(lambda: ours.poll(0.05) or wait_of(ours) == kafka_pacing.IDLE_WAIT)
+    ours.pause(Partition(name, 0))
+    wait_for(lambda: ours.poll(0.05) or wait_of(ours) == kafka_pacing.BUSY_WAIT)
+
+    wait_for(lambda: theirs.poll(0.05))
+    assert wait_of(theirs) == 70
+
+
+def test_an_idle_wait_is_longer_with_many_partitions(opened: Open, topic: MakeTopic, wait_for: WaitFor) -> None:
+    consumer = opened(topic(partitions=300))
+    wait_for(lambda: consumer.poll(0.05) or consumer._consumer._fetcher.config["fetch_max_wait_ms"] == 150)
+
+
+def test_what_is_behind_the_messages_in_hand_is_fetched_meanwhile(
+    kafka: Kafka, opened: Open, topic: MakeTopic, wait_for: WaitFor
+) -> None:
+    name = topic(partitions=3)
+    produce(kafka, name, {1: 1_000})
+    consumer = opened(name, max_partition_fetch_bytes=CHUNK)
+    fetcher = consumer._consumer._fetcher
+    wait_for(lambda: consumer.poll(0.05, 10))
+    assert fetcher._next_partition_records, "the rest of a fetch is in hand"
+    wait_for(lambda: consumer.poll(0.05, 1) and fetcher._completed_fetches)
+    (following,) = fetcher._completed_fetches
+    assert following.topic_partition == (name, 1)
+    assert following.fetched_offset > consumer.position(Partition(name, 1)) + 50
+
+
+def test_fetches_for_others_are_not_sent_in_each_poll(kafka: Kafka, opened: Open, topic: MakeTopic) -> None:
+    """While one partition's messages are in hand, and nothing is behind them. But messages of the others come in time."""
+    name = topic(partitions=2)
+    produce(kafka, name, {0: 2_000})
+    consumer = opened(name)
+    fetcher, sent = consumer._consumer._fetcher, []
+    create = fetcher._create_fetch_requests
+    fetcher._create_fetch_requests = lambda: sent.append(time.monotonic()) or create()
+    seen = 0
+    while seen < 1_000:
+        if seen == 20:
+            sent.clear()
+        seen += sum(map(len, consumer.poll(1, 10).values()))
+        time.sleep(0.002)
+    gaps = [later - sooner for sooner, later in pairwise(sent)]
+    assert len(gaps) >= 3
+    assert min(gaps) >= kafka_pacing.GAP * 0.9
+
+    produce(kafka, name, {1: 1})
+    others = 0
+    while not others:  # its turn comes when what is in hand is over
+        got = consumer.poll(1, 10)
+        others = len(got.get(Partition(name, 1), ()))
+        seen += sum(map(len, got.values()))
+        assert seen <= 2_001
+    assert seen >= 2_000
+
+
+class Model:
+    """Which message of each partition is to come next."""
+
+    def __init__(self, consumer: Consumer, topic: str, counts: dict[int, int]) -> None:
+        self.consumer = consumer
+        self.counts = {Partition(topic, number): count for number, count in counts.items()}
+        self.next = dict.fromkeys(self.counts, 0)
+        self.paused: set[Partition] = set()
+
+    def poll(self, most: int) -> None:
+        for partition, records in self.consumer.poll(0.02, most).items():
+            assert partition not in self.paused
+            for record in records:
+                assert (partition, int(record.value or b""), record.offset) == (
+                    partition,
+                    self.next[partition],
+                    record.offset,
+                )
+                self.next[partition] = record.offset + 1
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        self.consumer.seek(partition, offset)
+        self.next[partition] = offset
+
+    def pause(self, partition: Partition) -> None:
+        self.consumer.pause(partition)
+        self.paused.add(partition)
+
+    def resume(self, partition: Partition) -> None:
+        self.consumer.resume(partition)
+        self.paused.discard(partition)
+
+    @property
+    def is_at_the_end(self) -> bool:
+        return self.next == self.counts
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_sought_and_paused_no_message_is_lost_or_repeated(
+    kafka: Kafka, opened: Open, topic: MakeTopic, seed: int
+) -> None:
+    choose = random.Random(seed)
+    name, counts = topic(partitions=3), {0: 4_000, 1: 300, 2: 20}
+    produce(kafka, name, counts)
+    consumer = opened(name, max_partition_fetch_bytes=CHUNK)
+    model = Model(consumer, name, counts)
+    for _ in range(400):
+        partition = choose.choice([*model.next])
+        act = choose.random()
+        if act < 0.03:
+            model.seek(partition, choose.randint(0, model.next[partition]))
+        elif act < 0.04:
+            model.seek(partition, choose.randint(model.next[partition], model.counts[partition]))
+        elif act < 0.09:
+            model.pause(partition)
+        elif act < 0.2:
+            model.resume(partition)
+        model.poll(choose.choice([1, 30, 500]))
+    for partition in [*model.paused]:
+        model.resume(partition)
+    deadline = time.monotonic() + 60
+    while not model.is_at_the_end:
+        assert time.monotonic() < deadline, (model.next, model.counts)
+        model.poll(500)
+
+
+def test_what_was_aborted_is_not_seen_over_many_fetches(kafka: Kafka, opened: Open, topic: MakeTopic) -> None:
+    """Of a transaction that begins in one fetch and ends in another, too."""
+    name = topic()
+    producer = confluent_kafka.Producer(
+        {"bootstrap.servers": kafka.hosts, "transactional.id": name, "batch.num.messages": 7}
+    )
+    producer.init_transactions(30)
+    committed: list[int] = []
+    for turn in range(12):
+        producer.begin_transaction()
+        for number in range(300):
+            producer.produce(name, b"%0300d" % (1_000 * turn + number))
+        producer.flush(30)
+        if turn % 3 == 1:
+            producer.abort_transaction(30)
+        else:
+            producer.commit_transaction(30)
+            committed += range(1_000 * turn, 1_000 * turn + 300)
+    consumer = opened(name, isolation_level="read_committed", max_partition_fetch_bytes=CHUNK)
+    seen: list[int] = []
+    deadline = time.monotonic() + 60
+    while len(seen) < len(committed):
+        assert time.monotonic() < deadline, len(seen)
+        for records in consumer.poll(0.1, 50).values():
+            seen += (int(record.value or b"") for record in records)
+    assert seen == committed
+    assert not consumer.poll(0.5)
