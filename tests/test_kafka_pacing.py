@@ -6,7 +6,8 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from functools import partial
+from types import SimpleNamespace as Namespace
 from typing import Any
 
 import confluent_kafka
@@ -57,7 +58,7 @@ def produce(kafka: Kafka, topic: str, counts: dict[int, int], first: int = 0) ->
 def test_brokers_hold_a_fetch_for_longer_where_nothing_comes(
     kafka: Kafka, opened: Open, topic: MakeTopic, monkeypatch: pytest.MonkeyPatch, wait_for: WaitFor
 ) -> None:
-    """Unless the application says for how long, or a partition waits for something else."""
+    """Unless the application says for how long, or a partition has just been paused or sought."""
     monkeypatch.setattr(kafka_pacing, "IDLE_AFTER", 0.2)
     name = topic()
     ours, theirs = opened(name, "ours"), opened(name, "theirs", fetch_max_wait_ms=70)
@@ -71,8 +72,10 @@ def test_brokers_hold_a_fetch_for_longer_where_nothing_comes(
     ours.poll(0)
     assert wait_of(ours) == kafka_pacing.BUSY_WAIT
     wait_for(lambda: ours.poll(0.05) or wait_of(ours) == kafka_pacing.IDLE_WAIT)
-    ours.pause(Partition(name, 0))
-    wait_for(lambda: ours.poll(0.05) or wait_of(ours) == kafka_pacing.BUSY_WAIT)
+    for act in (partial(ours.seek, Partition(name, 0), 1), partial(ours.pause, Partition(name, 0))):
+        act()
+        wait_for(lambda: ours.poll(0.05) or wait_of(ours) == kafka_pacing.BUSY_WAIT)
+        wait_for(lambda: ours.poll(0.05) or wait_of(ours) == kafka_pacing.IDLE_WAIT)
 
     wait_for(lambda: theirs.poll(0.05))
     assert wait_of(theirs) == 70
@@ -83,38 +86,90 @@ def test_an_idle_wait_is_longer_with_many_partitions(opened: Open, topic: MakeTo
     wait_for(lambda: consumer.poll(0.05) or consumer._consumer._fetcher.config["fetch_max_wait_ms"] == 150)
 
 
-def test_what_is_behind_the_messages_in_hand_is_fetched_meanwhile(
-    kafka: Kafka, opened: Open, topic: MakeTopic, wait_for: WaitFor
-) -> None:
-    name = topic(partitions=3)
-    produce(kafka, name, {1: 1_000})
-    consumer = opened(name, max_partition_fetch_bytes=CHUNK)
+def poll_within_a_fetch(consumer: Consumer, wait_for: WaitFor) -> Any:
+    """Polls until some of a fetch is in hand, and gives kafka-python's fetcher."""
     fetcher = consumer._consumer._fetcher
     wait_for(lambda: consumer.poll(0.05, 10))
     assert fetcher._next_partition_records, "the rest of a fetch is in hand"
-    wait_for(lambda: consumer.poll(0.05, 1) and fetcher._completed_fetches)
-    (following,) = fetcher._completed_fetches
-    assert following.topic_partition == (name, 1)
-    assert following.fetched_offset > consumer.position(Partition(name, 1)) + 50
+    return fetcher
 
 
-def test_fetches_for_others_are_not_sent_in_each_poll(kafka: Kafka, opened: Open, topic: MakeTopic) -> None:
+def test_what_is_behind_the_messages_in_hand_is_fetched_shortly_before_their_end(
+    kafka: Kafka, opened: Open, topic: MakeTopic, wait_for: WaitFor
+) -> None:
+    """So that what comes of another partition meanwhile has its turn behind them."""
+    name = topic()
+    produce(kafka, name, {0: 1_000})
+    consumer = opened(name, max_partition_fetch_bytes=CHUNK)
+    fetcher = poll_within_a_fetch(consumer, wait_for)
+    end = fetcher._next_partition_records.batches.end().offset
+    while end not in {fetch.fetched_offset for fetch in fetcher._completed_fetches}:
+        time.sleep(0.02)  # for each message
+        assert consumer.poll(0, 1), "it did not come in time"
+    assert end - 30 <= consumer.position(Partition(name, 0)) < end
+
+
+def test_the_partition_in_hand_comes_behind_the_others() -> None:
+    handled: list[Any] = []
+    fetcher = Namespace(
+        send_fetches=None, _create_fetch_requests=None, _handle_fetch_response=lambda *given: handled.append(given)
+    )
+    pace = kafka_pacing.Pace(Namespace(_subscription=None, _fetcher=fetcher))
+    pace._in_hand = Namespace(topic_partition=("b", 1))
+    topics = [
+        Namespace(topic=topic, partitions=[Namespace(partition_index=number) for number in (2, 1, 0)])
+        for topic in ("b", "c", "a")
+    ]
+    fetcher._handle_fetch_response("node", {}, 0.0, Namespace(responses=topics))
+    ((_, _, _, response),) = handled
+    order = [(found.topic, one.partition_index) for found in response.responses for one in found.partitions]
+    assert order == [("c", 2), ("c", 1), ("c", 0), ("a", 2), ("a", 1), ("a", 0), ("b", 2), ("b", 0), ("b", 1)]
+
+
+def test_where_a_fetch_ends_is_not_known_of_what_is_damaged(
+    kafka: Kafka, opened: Open, topic: MakeTopic, wait_for: WaitFor
+) -> None:
+    name = topic()
+    produce(kafka, name, {0: 1_000})
+    consumer = opened(name, max_partition_fetch_bytes=CHUNK)
+    batches = poll_within_a_fetch(consumer, wait_for)._next_partition_records.batches
+    records = batches._records
+    assert batches.end().offset >= 100
+
+    size = len(records._next_slice)  # that of each batch
+    good = bytes(records._buffer[: records._pos + 3 * size])
+    records._buffer = good
+    last = batches.end()
+    damaged = bytes(8) + b"\0\0\0\x20" + b"\2" * 32
+    for more, expected in ((good[-size:-1], last), (bytes(40), last), (damaged, None)):
+        records._buffer = good + more
+        assert batches.end() == expected
+
+
+def test_fetches_for_others_are_not_sent_in_each_poll(
+    kafka: Kafka, opened: Open, topic: MakeTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While one partition's messages are in hand, and nothing is behind them. But messages of the others come in time."""
     name = topic(partitions=2)
     produce(kafka, name, {0: 2_000})
     consumer = opened(name)
-    fetcher, sent = consumer._consumer._fetcher, []
+    fetcher, sent = consumer._consumer._fetcher, 0
     create = fetcher._create_fetch_requests
-    fetcher._create_fetch_requests = lambda: sent.append(time.monotonic()) or create()
-    seen = 0
+
+    def counted() -> Any:
+        nonlocal sent
+        sent += 1
+        return create()
+
+    monkeypatch.setattr(fetcher, "_create_fetch_requests", counted)
+    seen = polls = 0
     while seen < 1_000:
         if seen == 20:
-            sent.clear()
-        seen += sum(map(len, consumer.poll(1, 10).values()))
+            sent, polls, began = 0, 0, time.monotonic()
+        seen, polls = seen + sum(map(len, consumer.poll(1, 10).values())), polls + 1
         time.sleep(0.002)
-    gaps = [later - sooner for sooner, later in pairwise(sent)]
-    assert len(gaps) >= 3
-    assert min(gaps) >= kafka_pacing.GAP * 0.9
+    assert polls == 98
+    assert 3 <= sent <= (time.monotonic() - began) / kafka_pacing.GAP + 1
 
     produce(kafka, name, {1: 1})
     others = 0

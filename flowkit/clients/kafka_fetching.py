@@ -37,9 +37,12 @@ def tell(consumer: Any, rebalance: Rebalance) -> None:
 
 def _tell_unreadable(fetcher: Any) -> None:
     fetcher.PartitionRecords = partial(_Records, fetcher._subscriptions)
-    parse = fetcher._parse_fetched_data
+    parse, subscriptions = fetcher._parse_fetched_data, fetcher._subscriptions
 
     def parsed(fetch: Any) -> Any:
+        state = subscriptions.assignment.get(fetch.topic_partition)
+        if state is None or state.position is None or state.position.offset != fetch.fetched_offset:
+            return None  # it was asked for before a seek: what is wrong with it is of no concern
         try:
             return parse(fetch)
         except (kafka_errors.OffsetOutOfRangeError, *FORBIDDEN):
@@ -62,19 +65,31 @@ class _Batches:
         self.last = self._records.next_batch()
         return self.last
 
+    @property
+    def at(self) -> int:
+        """Of how many bytes the batches were given; one batch more, since kafka-python looks at it already."""
+        return self._records._pos  # type: ignore[no-any-return]
+
+    @property
+    def left(self) -> int:
+        """How many bytes there are behind that."""
+        return 0 if self._records._next_slice is None else self.size - self.at  # else that is a part of a batch
+
     def end(self) -> Any:
-        """Where what is behind all of them begins, as kafka-python writes a position; None where they do not say it."""
-        buffer, begin, end = self._records._buffer, 0, 0
+        """The position behind all of them, as kafka-python writes it; None where they do not say it."""
+        last, buffer, end = self._records._next_slice, self._records._buffer, self.at
         while end + MemoryRecords.LOG_OVERHEAD <= len(buffer):
             (length,) = struct.unpack_from(">i", buffer, end + MemoryRecords.LENGTH_OFFSET)
             following = end + MemoryRecords.LOG_OVERHEAD + length
             if length <= 0 or following > len(buffer):  # a part of one
                 break
-            begin, end = end, following
-        if end - begin <= MemoryRecords.MAGIC_OFFSET or buffer[begin + MemoryRecords.MAGIC_OFFSET] != MAGIC:
-            return None
-        last = DefaultRecordBatch(memoryview(buffer)[begin:end])
-        return OffsetAndMetadata(last.next_offset, "", last.leader_epoch)
+            last, end = memoryview(buffer)[end:following], following
+        if last is not None:
+            is_whole = len(last) >= DefaultRecordBatch.HEADER_STRUCT.size
+            batch = DefaultRecordBatch(last) if is_whole and last[MemoryRecords.MAGIC_OFFSET] == MAGIC else None
+        else:
+            batch = self.last if getattr(self.last, "magic", None) == MAGIC else None
+        return None if batch is None else OffsetAndMetadata(batch.next_offset, "", batch.leader_epoch)
 
 
 class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
@@ -85,19 +100,15 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
         super().__init__(*arguments, **options)
 
     def _unpack_records(self, where: Any, records: Any, *deserializers: Any) -> Iterator[Any]:
-        self._batches = _Batches(records)
-        unpacked: Iterator[Any] = super()._unpack_records(where, self._batches, *deserializers)
+        self.batches = _Batches(records)
+        unpacked: Iterator[Any] = super()._unpack_records(where, self.batches, *deserializers)
         return unpacked
-
-    def end(self, least: int) -> Any:
-        """As ``_Batches.end``, if they are so many bytes at least."""
-        return self._batches.end() if self._batches.size >= least else None
 
     def take(self, n: int | None = None) -> list[Any]:
         try:
             taken: list[Any] = super().take(n)
         except Exception as error:
-            offset, following = self.next_fetch_offset, getattr(self._batches.last, "next_offset", None)
+            offset, following = self.next_fetch_offset, getattr(self.batches.last, "next_offset", None)
             highwater = self._subscriptions.assignment[self.topic_partition].highwater
             if following is not None and not offset < following <= (highwater or 0):
                 following = None  # it is broken too

@@ -2,8 +2,8 @@
 
 kafka-python has one fetch under way with a broker at a time, and the broker holds one that finds its partitions empty. What it
 has in hand of a partition it does not ask for meanwhile: at the end of that, the busiest partition waits for the empty ones,
-and then for its own messages, while nothing is handled. Here the fetch that asks for the others asks also for what is behind
-the messages in hand, and is not held.
+and then for its own messages, while nothing is handled. Here no fetch is held while there are messages in hand, and shortly
+before their end it asks also for what is behind them.
 
 This reaches into kafka-python's internals, and is to be looked at again with another version of it.
 """
@@ -19,9 +19,14 @@ What they bring has its turn when those are over, so they need not be sent in ea
 partition, and a way to kafka-python's IO thread and back.
 """
 
+AHEAD = 0.2
+"""Seconds before the end of the messages in hand, by how long those before have taken, to ask for what is behind them. When
+that has come kafka-python asks for nothing else before their end: what comes meanwhile of another partition waits longer.
+"""
+
 BUSY_WAIT, IDLE_AFTER = 10, 1.0
-"""Milliseconds that a broker may hold a fetch where messages came within so many seconds, or a partition is paused: one that
-goes on, or back, may not be in the fetch that is under way.
+"""Milliseconds that a broker may hold a fetch where within so many seconds messages came, or a partition was paused or sought:
+if it goes on, or back, it may not be in the fetch that is under way.
 """
 
 IDLE_WAIT, LONGEST_IDLE_WAIT, FOR_EACH = 100, 500, 0.5
@@ -32,48 +37,59 @@ class Pace:
     """That of one ``KafkaConsumer``, from when it is made on."""
 
     def __init__(self, consumer: Any) -> None:
-        self._consumer = consumer
-        self._assignment = consumer._subscription.assignment
+        self._subscription = consumer._subscription
         self._fetcher = fetcher = consumer._fetcher
         self._in_hand: Any = None
+        self._began = self._next = 0.0
+        self._began_at = 0
         self._behind: Any = None
-        """The position behind what is in hand, if that was as much as a fetch gives: else there was no more."""
-        self._next = 0.0
-        self._came_at = time.monotonic()
+        """The position behind what is in hand, if it is to be asked for."""
+        self._busy_at = time.monotonic()
         self._send, self._create = fetcher.send_fetches, fetcher._create_fetch_requests
+        self._handle = fetcher._handle_fetch_response
         fetcher.send_fetches, fetcher._create_fetch_requests = self._send_fetches, self._create_requests
+        fetcher._handle_fetch_response = self._handle_response
 
-    def note_records(self) -> None:
-        """Messages have come."""
-        self._came_at = time.monotonic()
+    def note(self) -> None:
+        """Messages have come, or a partition was paused or sought."""
+        self._busy_at = time.monotonic()
 
     def _send_fetches(self) -> Any:
         """Called by kafka-python in a poll, unless there is more fetched than what is in hand."""
-        now = time.monotonic()
+        now, options = time.monotonic(), self._fetcher.config
         in_hand = self._fetcher._next_partition_records or None
         if in_hand is not self._in_hand:
-            self._in_hand, self._next = in_hand, now
-            self._behind = (
-                None if in_hand is None else in_hand.end(self._fetcher.config["max_partition_fetch_bytes"] // 2)
-            )
+            self._in_hand, self._behind = in_hand, None
+            if in_hand is not None:
+                self._began, self._began_at, self._next = now, in_hand.batches.at, now
         if in_hand is None:
-            self._fetcher.config["fetch_max_wait_ms"] = self._wait(now)
+            options["fetch_max_wait_ms"] = self._wait(now)
             return self._send()
+        if self._behind is None and self._is_near_its_end(now):
+            self._behind, self._next = in_hand.batches.end(), now
         if now < self._next:
             return []
-        self._next = now + min(max(GAP, GAP_FOR_EACH * len(self._assignment)), LONGEST_GAP)
-        self._fetcher.config["fetch_max_wait_ms"] = 0
+        self._next = now + min(max(GAP, GAP_FOR_EACH * len(self._subscription.assignment)), LONGEST_GAP)
+        options["fetch_max_wait_ms"] = 0
         return self._send()
 
+    def _is_near_its_end(self, now: float) -> bool:
+        """Of what is in hand, if that is so much that there was more."""
+        batches = self._in_hand.batches
+        if batches.size < self._fetcher.config["max_partition_fetch_bytes"] // 2:
+            return False
+        left, over = batches.left, batches.at - self._began_at
+        return left == 0 or (over > 0 and left * (now - self._began) <= AHEAD * over)
+
     def _wait(self, now: float) -> int:
-        if now < self._came_at + IDLE_AFTER or self._consumer.paused():
+        if now < self._busy_at + IDLE_AFTER:
             return BUSY_WAIT
-        return int(min(max(IDLE_WAIT, FOR_EACH * len(self._assignment)), LONGEST_IDLE_WAIT))
+        return int(min(max(IDLE_WAIT, FOR_EACH * len(self._subscription.assignment)), LONGEST_IDLE_WAIT))
 
     def _create_requests(self) -> Any:
         """On kafka-python's IO thread, for which the one that polls waits: makes it take what is in hand for over."""
         fetcher, in_hand, behind = self._fetcher, self._in_hand, self._behind
-        state = None if behind is None else self._assignment.get(in_hand.topic_partition)
+        state = None if behind is None else self._subscription.assignment.get(in_hand.topic_partition)
         if state is None or not state.is_fetchable():
             return self._create()
         here = state.position
@@ -82,3 +98,14 @@ class Pace:
             return self._create()
         finally:
             fetcher._next_partition_records, state.position = in_hand, here
+
+    def _handle_response(self, node: Any, offsets: Any, sent_at: float, response: Any) -> None:
+        """On kafka-python's IO thread: the partition that is in hand comes behind the others."""
+        in_hand = self._in_hand
+        if in_hand is not None:
+            topic, number = in_hand.topic_partition
+            response.responses.sort(key=lambda found: found.topic == topic)
+            for found in response.responses:
+                if found.topic == topic:
+                    found.partitions.sort(key=lambda one: one.partition_index == number)
+        self._handle(node, offsets, sent_at, response)

@@ -146,9 +146,13 @@ class Consumer:
             raise without_offset([Partition(*where) for where in error.args[0]]) from error
         if self._instance is not None and self._is_displaced():
             raise displaced(self._instance)
-        if records and self._pace is not None:
-            self._pace.note_records()
+        if records:
+            self._note_busy()
         return records
+
+    def _note_busy(self) -> None:
+        if self._pace is not None:
+            self._pace.note()
 
     def _is_displaced(self) -> bool:
         # a heartbeat was answered so; kafka-python logs it, sends no more of them, and polls on for ever without being a member
@@ -204,6 +208,7 @@ class Consumer:
         return None if state is None or state.position is None else int(state.position.offset)
 
     def pause(self, partition: Partition) -> None:
+        self._note_busy()
         self._consumer.pause(TopicPartition(*partition))
 
     def resume(self, partition: Partition) -> None:
@@ -216,6 +221,7 @@ class Consumer:
             parked.drain()
 
     def seek(self, partition: Partition, offset: int) -> None:
+        self._note_busy()
         self._consumer.seek(TopicPartition(*partition), offset)
 
     def missing_topics(self, topics: Sequence[str]) -> list[str]:

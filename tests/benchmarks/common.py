@@ -34,15 +34,15 @@ PATIENCE = 300.0
 """Seconds that anything may take until a benchmark gives up."""
 
 
-def payload(number: int) -> bytes:
-    """A JSON object of ``SIZE`` bytes, of which no two share more than their names: nothing for a compressor to find."""
+def payload(number: int, size: int = SIZE) -> bytes:
+    """A JSON object of so many bytes, of which no two share more than their names: nothing for a compressor to find."""
     head = b'{"id":%d,"user":"u%06d","amount":%d.25,"kind":"click","text":"' % (
         number,
         number % 99_991,
         number % 5_000,
     )
-    text = base64.b64encode(hashlib.shake_128(b"%d" % number).digest(120))
-    return head + text[: SIZE - 2 - len(head)] + b'"}'
+    text = base64.b64encode(hashlib.shake_128(b"%d" % number).digest(size * 3 // 4))
+    return head + text[: size - 2 - len(head)] + b'"}'
 
 
 def fill(hosts: str, topic: str, numbers: Iterable[int], *, keyed: bool = False) -> None:

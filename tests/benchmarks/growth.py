@@ -1,32 +1,54 @@
 """What does not change: the cost of a message as routes, partitions and loads grow, the memory, and what a start takes.
 
     make bench-growth                                 # or:
-    python tests/benchmarks/growth.py [routes] [partitions] [skew] [idle] [memory] [start] [--client kafka-python] \\
-        [--client confluent] [--count 200000] [--many 5000000] [--rounds 5] [--kafka HOST:PORT]
+    python tests/benchmarks/growth.py [routes] [partitions] [sizes] [processes] [skew] [idle] [memory] [start] \\
+        [--client kafka-python] [--client confluent] [--count 200000] [--many 5000000] [--rounds 5] [--kafka HOST:PORT]
 
 routes      one topic is busy, and 0, 9, 99 or 999 others of the same group have nothing.
 partitions  the same messages in 1, 10, 100 and 1,000 partitions.
+sizes       messages of 100 bytes to 100 KB, against a bare loop of the same client.
+processes   ``flowkit run --processes`` with 1, 2 and 4, and a handler that takes 0.2 ms of a processor. There are no more
+            processors than there are, and the broker has its part of them.
 skew        all messages in one partition of 4 and of 64, and one with as many as all others, against as many in each.
 idle        the processor's time of a consumer that has nothing to do, with 1 and 1,000 partitions.
 memory      how much more there is of it after ``--many`` messages than after a tenth of them.
 start       ``import flowkit`` against Python alone, and ``flowkit --help``.
 
-Everything is inline: JSON to a no-op handler. Each count is checked: none missing, none twice.
+Everything is inline: JSON to a no-op handler, but for the processes. Each count is checked: none missing, none twice.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 
 import confluent_kafka
-from common import Tally, about, broker, consumer_of, in_turn, payload, show, show_figure, show_ratio, wait_until
+import consume
+from apps.ledger import Ledger
+from common import (
+    SIZE,
+    TESTS,
+    Tally,
+    about,
+    broker,
+    consumer_of,
+    in_turn,
+    payload,
+    show,
+    show_figure,
+    show_ratio,
+    wait_until,
+)
+from confluent_kafka.admin import AdminClient
+from processes import Process
 
 from flowkit import Flowkit
 from flowkit.consumer import Consumer
@@ -35,8 +57,15 @@ from flowkit.server import collecting_less
 
 CLIENTS = ("kafka-python", "confluent")
 
+SIZES = (100, 1_000, 10_000, 100_000)
+MOST_BYTES = 400_000_000
+"""Of the messages of one size."""
 
-def fill(hosts: str, topic: str, count: int, partitions: Iterable[int]) -> None:
+PROCESSES, BUSY = (1, 2, 4), 40_000
+"""How many there are, and the messages that they have in all."""
+
+
+def fill(hosts: str, topic: str, count: int, partitions: Iterable[int], size: int = SIZE) -> None:
     """Puts the messages 0 to ``count - 1`` into these partitions, in turn and again and again."""
     failed: list[object] = []
     producer = confluent_kafka.Producer(
@@ -48,7 +77,7 @@ def fill(hosts: str, topic: str, count: int, partitions: Iterable[int]) -> None:
             try:
                 producer.produce(
                     topic,
-                    payload(number),
+                    payload(number, size),
                     partition=next(where),
                     on_delivery=lambda error, _: failed.append(error) if error else None,
                 )
@@ -129,6 +158,67 @@ class Bench:
             cases[f"{number} partitions"] = ([topic], number)
         self.compare("partitions", cases, dict.fromkeys(list(cases)[1:], "1 partitions"))
 
+    def sizes(self) -> None:
+        counts = {size: min(self.count, MOST_BYTES // size) for size in SIZES}
+        for size, count in counts.items():
+            create_topics(self.hosts, {f"{self.name}-{size}": 4})
+            fill(self.hosts, f"{self.name}-{size}", count, range(4), size)
+        for client in self.clients:
+            for size, count in counts.items():
+                place = client, "consume", self.hosts, f"{self.name}-{size}"
+                sides: dict[str, Callable[[str], float]] = {
+                    "bare": lambda run, p=place, n=count: consume.bare(*p, run, n),
+                    "flowkit": lambda run, p=place, n=count: consume.flowkit(*p, run, n),
+                }
+                figures = in_turn(sides, self.rounds, note=False)
+                print(f"sizes, {client}: {count:,} messages of {size:,} bytes, {self.rounds} rounds")
+                show(figures)
+                show_ratio(figures, "flowkit", "bare", consume.CASES["consume"][client])
+
+    def processes(self) -> None:
+        for client in self.clients:
+            sides: dict[str, Callable[[str], float]] = {
+                f"{number} processes": lambda run, n=number, c=client: self._rate_of_processes(c, n, run)
+                for number in PROCESSES
+            }
+            figures = in_turn(sides, self.rounds, note=False)
+            print(f"processes, {client}: {BUSY:,} messages that take 0.2 ms each, 8 partitions, {self.rounds} rounds")
+            show(figures)
+            for number in PROCESSES[1:]:
+                show_ratio(figures, f"{number} processes", "1 processes")
+
+    def _rate_of_processes(self, client: str, number: int, run: str) -> float:
+        topic, apps = f"{self.name}-{run}", TESTS / "benchmarks" / "apps"
+        create_topics(self.hosts, {topic: 8})
+        admin = AdminClient({"bootstrap.servers": self.hosts})
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+            ledger = Ledger(Path(directory) / "ledger", BUSY)
+            env = {
+                "BENCH_TOPIC": topic,
+                "BENCH_GROUP": topic,
+                "BENCH_LEDGER": ledger.path,
+                "FLOWKIT_KAFKA_HOSTS": self.hosts,
+                "FLOWKIT_CLIENT": client,
+                "PYTHONPATH": f"{apps}{os.pathsep}{TESTS.parent}",
+                "PYTHONWARNINGS": "ignore",
+            }
+            command = ("flowkit", "run", "busy_flowkit:app", "--processes", str(number))
+            with Process(*command, cwd=apps, env=env, log=Path(directory) / "log") as process:
+
+                def have_theirs() -> bool:
+                    found = admin.describe_consumer_groups([topic])[topic].result()
+                    members = [member.assignment.topic_partitions for member in found.members]
+                    return len(members) == number and sorted(map(len, members)) == [8 // number] * number
+
+                wait_until(have_theirs, f"{number} processes have their partitions")
+                fill(self.hosts, topic, BUSY, range(8))
+                wait_until(lambda: not ledger.missing(BUSY), "all messages are handled")
+                process.popen.terminate()
+                process.wait(30)
+            ledger.check(BUSY, f"{number} processes")
+            first, last = ledger.span(BUSY)
+        return (BUSY - 1) / (last - first)
+
     def skew(self) -> None:
         cases = {}
         for number in (4, 64):
@@ -205,7 +295,10 @@ def resident() -> float:
     return pages * 4096 / 1e6
 
 
-SECTIONS = {name: getattr(Bench, name) for name in ("routes", "partitions", "skew", "idle", "memory", "start")}
+SECTIONS = {
+    name: getattr(Bench, name)
+    for name in ("routes", "partitions", "sizes", "processes", "skew", "idle", "memory", "start")
+}
 
 
 def main() -> None:
