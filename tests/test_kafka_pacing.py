@@ -83,7 +83,7 @@ def test_brokers_hold_a_fetch_for_longer_where_nothing_comes(
 
 def test_an_idle_wait_is_longer_with_many_partitions(opened: Open, topic: MakeTopic, wait_for: WaitFor) -> None:
     consumer = opened(topic(partitions=300))
-    wait_for(lambda: consumer.poll(0.05) or consumer._consumer._fetcher.config["fetch_max_wait_ms"] == 150)
+    wait_for(lambda: consumer.poll(0.05) or consumer._consumer._fetcher.config["fetch_max_wait_ms"] == 300)
 
 
 def poll_within_a_fetch(consumer: Consumer, wait_for: WaitFor) -> Any:

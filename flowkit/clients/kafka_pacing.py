@@ -29,7 +29,7 @@ BUSY_WAIT, IDLE_AFTER = 10, 1.0
 if it goes on, or back, it may not be in the fetch that is under way.
 """
 
-IDLE_WAIT, LONGEST_IDLE_WAIT, FOR_EACH = 100, 500, 0.5
+IDLE_WAIT, LONGEST_IDLE_WAIT, FOR_EACH = 200, 500, 1
 """Milliseconds otherwise, since each fetch costs a processor something: at least, at most, and for each partition."""
 
 
@@ -78,13 +78,15 @@ class Pace:
         batches = self._in_hand.batches
         if batches.size < self._fetcher.config["max_partition_fetch_bytes"] // 2:
             return False
-        left, over = batches.left, batches.at - self._began_at
+        left: int = batches.left
+        over: int = batches.at - self._began_at
         return left == 0 or (over > 0 and left * (now - self._began) <= AHEAD * over)
 
     def _wait(self, now: float) -> int:
         if now < self._busy_at + IDLE_AFTER:
             return BUSY_WAIT
-        return int(min(max(IDLE_WAIT, FOR_EACH * len(self._subscription.assignment)), LONGEST_IDLE_WAIT))
+        assigned: int = len(self._subscription.assignment)
+        return min(max(IDLE_WAIT, FOR_EACH * assigned), LONGEST_IDLE_WAIT)
 
     def _create_requests(self) -> Any:
         """On kafka-python's IO thread, for which the one that polls waits: makes it take what is in hand for over."""

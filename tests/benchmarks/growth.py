@@ -32,7 +32,6 @@ from pathlib import Path
 
 import confluent_kafka
 import consume
-from apps.ledger import Ledger
 from common import (
     SIZE,
     TESTS,
@@ -54,6 +53,11 @@ from flowkit import Flowkit
 from flowkit.consumer import Consumer
 from flowkit.devstack import create_topics
 from flowkit.server import collecting_less
+
+APPS = TESTS / "benchmarks" / "apps"
+sys.path.insert(0, str(APPS))
+
+from ledger import Ledger
 
 CLIENTS = ("kafka-python", "confluent")
 
@@ -188,7 +192,7 @@ class Bench:
                 show_ratio(figures, f"{number} processes", "1 processes")
 
     def _rate_of_processes(self, client: str, number: int, run: str) -> float:
-        topic, apps = f"{self.name}-{run}", TESTS / "benchmarks" / "apps"
+        topic = f"{self.name}-{run}"
         create_topics(self.hosts, {topic: 8})
         admin = AdminClient({"bootstrap.servers": self.hosts})
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
@@ -199,11 +203,11 @@ class Bench:
                 "BENCH_LEDGER": ledger.path,
                 "FLOWKIT_KAFKA_HOSTS": self.hosts,
                 "FLOWKIT_CLIENT": client,
-                "PYTHONPATH": f"{apps}{os.pathsep}{TESTS.parent}",
+                "PYTHONPATH": f"{APPS}{os.pathsep}{TESTS.parent}",
                 "PYTHONWARNINGS": "ignore",
             }
             command = ("flowkit", "run", "busy_flowkit:app", "--processes", str(number))
-            with Process(*command, cwd=apps, env=env, log=Path(directory) / "log") as process:
+            with Process(*command, cwd=APPS, env=env, log=Path(directory) / "log") as process:
 
                 def have_theirs() -> bool:
                     found = admin.describe_consumer_groups([topic])[topic].result()
