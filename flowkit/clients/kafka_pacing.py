@@ -42,8 +42,9 @@ class Pace:
         self._in_hand: Any = None
         self._began = self._next = 0.0
         self._began_at = 0
+        self._is_ahead = False
         self._behind: Any = None
-        """The position behind what is in hand, if it is to be asked for."""
+        """The position behind what is in hand, if that is near its end and it is known."""
         self._busy_at = time.monotonic()
         self._send, self._create = fetcher.send_fetches, fetcher._create_fetch_requests
         self._handle = fetcher._handle_fetch_response
@@ -59,14 +60,14 @@ class Pace:
         now, options = time.monotonic(), self._fetcher.config
         in_hand = self._fetcher._next_partition_records or None
         if in_hand is not self._in_hand:
-            self._in_hand, self._behind = in_hand, None
+            self._in_hand, self._behind, self._is_ahead = in_hand, None, False
             if in_hand is not None:
                 self._began, self._began_at, self._next = now, in_hand.batches.at, now
         if in_hand is None:
             options["fetch_max_wait_ms"] = self._wait(now)
             return self._send()
-        if self._behind is None and self._is_near_its_end(now):
-            self._behind, self._next = in_hand.batches.end(), now
+        if not self._is_ahead and self._is_near_its_end(now):
+            self._behind, self._is_ahead, self._next = in_hand.batches.end(), True, now
         if now < self._next:
             return []
         self._next = now + min(max(GAP, GAP_FOR_EACH * len(self._subscription.assignment)), LONGEST_GAP)
