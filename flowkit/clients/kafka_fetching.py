@@ -8,8 +8,10 @@ when its position is out of range. This reaches into its internals, and is to be
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from functools import partial
+from math import inf
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -60,24 +62,25 @@ class _Batches:
         self._records = records
         self.size: int = records.size_in_bytes()
         self.last: Any = None
+        self._asked: tuple[float, int] | None = None
 
     def next_batch(self) -> Any:
         self.last = self._records.next_batch()
         return self.last
 
-    @property
-    def at(self) -> int:
-        """Of how many bytes the batches were given; one batch more, since kafka-python looks at it already."""
-        return self._records._pos  # type: ignore[no-any-return]
-
-    @property
-    def left(self) -> int:
-        """How many bytes there are behind that."""
-        return 0 if self._records._next_slice is None else self.size - self.at  # else that is a part of a batch
+    def seconds_left(self) -> float:
+        """Until their end, by how long those have taken that were given since this was asked for the first time: when messages
+        are taken from here, they are not handled yet. kafka-python's place is one batch ahead.
+        """
+        if self._records._next_slice is None:  # what may stand behind is a part of a batch
+            return 0.0
+        now, at = time.monotonic(), self._records._pos
+        began, first = self._asked = self._asked or (now, at)
+        return (now - began) / (at - first) * (self.size - at) if at > first else inf
 
     def end(self) -> Any:
         """The position behind all of them, as kafka-python writes it; None where they do not say it."""
-        last, buffer, end = self._records._next_slice, self._records._buffer, self.at
+        last, buffer, end = self._records._next_slice, self._records._buffer, self._records._pos
         while end + MemoryRecords.LOG_OVERHEAD <= len(buffer):
             (length,) = struct.unpack_from(">i", buffer, end + MemoryRecords.LENGTH_OFFSET)
             following = end + MemoryRecords.LOG_OVERHEAD + length

@@ -13,15 +13,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-GAP, GAP_FOR_EACH, LONGEST_GAP = 0.02, 0.001, 0.5
-"""Seconds between two fetches while the same messages are in hand: at least, for each partition that is assigned, and at most.
-What they bring has its turn when those are over, so they need not be sent in each poll: that takes some microseconds for each
-partition, and a way to kafka-python's IO thread and back.
+GAP = 20
+"""Milliseconds between two fetches while the same messages are in hand, at least. What they bring has its turn when those are
+over, so they need not be sent in each poll: that takes some microseconds for each partition, and a way to kafka-python's IO
+thread and back.
 """
 
 AHEAD = 0.2
-"""Seconds before the end of the messages in hand, by how long those before have taken, to ask for what is behind them. When
-that has come kafka-python asks for nothing else before their end: what comes meanwhile of another partition waits longer.
+"""Seconds before the end of the messages in hand to ask for what is behind them. When that has come kafka-python asks for
+nothing else before their end: what comes meanwhile of another partition waits longer.
 """
 
 BUSY_WAIT, IDLE_AFTER = 10, 1.0
@@ -29,8 +29,11 @@ BUSY_WAIT, IDLE_AFTER = 10, 1.0
 if it goes on, or back, it may not be in the fetch that is under way.
 """
 
-IDLE_WAIT, LONGEST_IDLE_WAIT, FOR_EACH = 200, 500, 1
-"""Milliseconds otherwise, since each fetch costs a processor something: at least, at most, and for each partition."""
+IDLE_WAIT = 200
+"""Milliseconds otherwise, at least, since each fetch costs a processor something."""
+
+LONGEST = 500
+"""Of ``GAP`` and ``IDLE_WAIT``, which are one millisecond for each partition where those are many."""
 
 
 class Pace:
@@ -40,8 +43,7 @@ class Pace:
         self._subscription = consumer._subscription
         self._fetcher = fetcher = consumer._fetcher
         self._in_hand: Any = None
-        self._began = self._next = 0.0
-        self._began_at = 0
+        self._next = 0.0
         self._is_ahead = False
         self._behind: Any = None
         """The position behind what is in hand, if that is near its end and it is known."""
@@ -60,34 +62,24 @@ class Pace:
         now, options = time.monotonic(), self._fetcher.config
         in_hand = self._fetcher._next_partition_records or None
         if in_hand is not self._in_hand:
-            self._in_hand, self._behind, self._is_ahead = in_hand, None, False
-            if in_hand is not None:
-                self._began, self._began_at, self._next = now, in_hand.batches.at, now
+            self._in_hand, self._behind, self._is_ahead, self._next = in_hand, None, False, now
         if in_hand is None:
-            options["fetch_max_wait_ms"] = self._wait(now)
+            options["fetch_max_wait_ms"] = BUSY_WAIT if now < self._busy_at + IDLE_AFTER else self._grown(IDLE_WAIT)
             return self._send()
-        if not self._is_ahead and self._is_near_its_end(now):
+        if not self._is_ahead and self._was_full(in_hand) and in_hand.batches.seconds_left() <= AHEAD:
             self._behind, self._is_ahead, self._next = in_hand.batches.end(), True, now
         if now < self._next:
             return []
-        self._next = now + min(max(GAP, GAP_FOR_EACH * len(self._subscription.assignment)), LONGEST_GAP)
+        self._next = now + self._grown(GAP) / 1000
         options["fetch_max_wait_ms"] = 0
         return self._send()
 
-    def _is_near_its_end(self, now: float) -> bool:
-        """Of what is in hand, if that is so much that there was more."""
-        batches = self._in_hand.batches
-        if batches.size < self._fetcher.config["max_partition_fetch_bytes"] // 2:
-            return False
-        left: int = batches.left
-        over: int = batches.at - self._began_at
-        return left == 0 or (over > 0 and left * (now - self._began) <= AHEAD * over)
+    def _was_full(self, records: Any) -> bool:
+        """Whether there was more behind it, when it was fetched."""
+        return bool(records.batches.size >= self._fetcher.config["max_partition_fetch_bytes"] // 2)
 
-    def _wait(self, now: float) -> int:
-        if now < self._busy_at + IDLE_AFTER:
-            return BUSY_WAIT
-        assigned: int = len(self._subscription.assignment)
-        return min(max(IDLE_WAIT, FOR_EACH * assigned), LONGEST_IDLE_WAIT)
+    def _grown(self, least: int) -> int:
+        return min(max(least, len(self._subscription.assignment)), LONGEST)
 
     def _create_requests(self) -> Any:
         """On kafka-python's IO thread, for which the one that polls waits: makes it take what is in hand for over."""
