@@ -7,16 +7,19 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import inf
 from types import SimpleNamespace as Namespace
 from typing import Any
 
 import confluent_kafka
 import pytest
+from kafka import TopicPartition
+from kafka.errors import UnknownError
 from servers import Kafka, MakeTopic, WaitFor
 from support import Owner
 from test_client_options import load
 
-from flowkit.clients import kafka_pacing
+from flowkit.clients import Unreadable, kafka_pacing
 from flowkit.clients.kafka_python import Consumer
 from flowkit.message import Partition
 
@@ -124,6 +127,56 @@ def test_the_partition_in_hand_comes_behind_the_others() -> None:
     ((_, _, _, response),) = handled
     order = [(found.topic, one.partition_index) for found in response.responses for one in found.partitions]
     assert order == [("c", 2), ("c", 1), ("c", 0), ("a", 2), ("a", 1), ("a", 0), ("b", 2), ("b", 0), ("b", 1)]
+
+
+def test_on_kafka_too_it_comes_behind_them(
+    kafka: Kafka, opened: Open, topic: MakeTopic, wait_for: WaitFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_pacing, "AHEAD", -1)
+    monkeypatch.setattr(kafka_pacing, "GAP", 60_000)
+    monkeypatch.setattr(kafka_pacing, "LONGEST", 60_000)
+    name = topic(partitions=3)
+    produce(kafka, name, {1: 2_000})
+    consumer = opened(name, max_partition_fetch_bytes=CHUNK)
+    fetcher = consumer._consumer._fetcher
+
+    def is_in_hand_alone() -> bool:
+        """The first answer of a broker names the empty partitions too."""
+        consumer.poll(0.05, 10)
+        records = fetcher._next_partition_records
+        asked = fetcher._nodes_with_pending_fetch_requests or fetcher._completed_fetches
+        return bool(records) and not asked and 0 < records.batches.seconds_left() < inf
+
+    wait_for(is_in_hand_alone)
+    end = fetcher._next_partition_records.batches.end().offset
+    produce(kafka, name, {0: 1, 2: 1})
+    monkeypatch.setattr(kafka_pacing, "AHEAD", inf)
+    assert consumer.poll(0.05, 1)
+    wait_for(lambda: fetcher._completed_fetches)
+    *others, following = [(fetch.topic_partition, fetch.fetched_offset) for fetch in fetcher._completed_fetches]
+    assert following == ((name, 1), end)
+    assert sorted(others) == [((name, 0), 0), ((name, 2), 0)]
+
+
+def test_what_is_wrong_with_a_fetch_from_before_a_seek_is_not_told(
+    kafka: Kafka, opened: Open, topic: MakeTopic
+) -> None:
+    name = topic()
+    produce(kafka, name, {0: 100})
+    consumer = opened(name)
+    broken = Namespace(error_code=UnknownError.errno, high_watermark=100)
+    fetch = Namespace(
+        topic_partition=TopicPartition(name, 0), fetched_offset=70, partition_data=broken, metric_aggregator=None
+    )
+    parse = consumer._consumer._fetcher._parse_fetched_data
+    consumer.seek(Partition(name, 0), 70)
+    with pytest.raises(Unreadable) as told:
+        parse(fetch)
+    assert told.value.offset == 70
+    consumer.seek(Partition(name, 0), 30)
+    assert parse(fetch) is None
+    fetch.topic_partition = TopicPartition(name, 9)  # which is somebody else's by now
+    assert parse(fetch) is None
 
 
 def test_where_a_fetch_ends_is_not_known_of_what_is_damaged(

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+APPS = TESTS / "benchmarks" / "apps"
+sys.path[:0] = [str(TESTS), str(TESTS.parent), str(APPS)]
 
 from kafka import KafkaProducer
 from servers import ApacheKafka, RedisServer

@@ -7,8 +7,8 @@
 routes      one topic is busy, and 0, 9, 99 or 999 others of the same group have nothing.
 partitions  the same messages in 1, 10, 100 and 1,000 partitions.
 sizes       messages of 100 bytes to 100 KB, against a bare loop of the same client.
-processes   ``flowkit run --processes`` with 1, 2 and 4, and a handler that takes 0.2 ms of a processor. There are no more
-            processors than there are, and the broker has its part of them.
+processes   ``flowkit run --processes`` with 1, 2 and 4, and a handler that takes 0.2 ms of a processor, of which the broker
+            has its part too.
 skew        all messages in one partition of 4 and of 64, and one with as many as all others, against as many in each.
 idle        the processor's time of a consumer that has nothing to do, with 1 and 1,000 partitions.
 memory      how much more there is of it after ``--many`` messages than after a tenth of them.
@@ -33,6 +33,7 @@ from pathlib import Path
 import confluent_kafka
 import consume
 from common import (
+    APPS,
     SIZE,
     TESTS,
     Tally,
@@ -47,17 +48,13 @@ from common import (
     wait_until,
 )
 from confluent_kafka.admin import AdminClient
+from ledger import Ledger
 from processes import Process
 
 from flowkit import Flowkit
 from flowkit.consumer import Consumer
 from flowkit.devstack import create_topics
 from flowkit.server import collecting_less
-
-APPS = TESTS / "benchmarks" / "apps"
-sys.path.insert(0, str(APPS))
-
-from ledger import Ledger
 
 CLIENTS = ("kafka-python", "confluent")
 

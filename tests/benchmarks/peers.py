@@ -34,13 +34,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import PARTITIONS, PATIENCE, TESTS, about, broker, fill, in_turn, payload, show, show_ratio
+from common import APPS, PARTITIONS, PATIENCE, TESTS, about, broker, fill, in_turn, payload, show, show_ratio
 from confluent_kafka import Producer
 from processes import Process
 
 from flowkit.devstack import create_topics
 
-APPS = TESTS / "benchmarks" / "apps"
 RATE, WARM_UP = 1_000, 5.0
 
 KAFKA_PYTHON, CONFLUENT = "flowkit, kafka-python", "flowkit, confluent-kafka"

@@ -49,6 +49,7 @@ from typing import Any, NamedTuple
 
 import orjson
 from common import (
+    APPS,
     PARTITIONS,
     PATIENCE,
     TESTS,
@@ -68,6 +69,7 @@ from common import (
 )
 from confluent_kafka import Producer as ConfluentProducer
 from kafka import KafkaProducer
+from ledger import Ledger
 from processes import Process
 from redis import Redis
 from rq import Queue
@@ -75,11 +77,6 @@ from rq import Queue
 from flowkit import Flowkit
 from flowkit.devstack import create_topics
 from flowkit.settings import Settings
-
-APPS = TESTS / "benchmarks" / "apps"
-sys.path.insert(0, str(APPS))
-
-from ledger import Ledger
 
 JOB = re.compile(r"(?P<topic>.+)-\d+-\d+-(?P<count>\d+)-[0-9a-f]{8}$")
 """The id of one of flowkit's jobs."""
