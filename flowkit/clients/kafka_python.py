@@ -25,6 +25,7 @@ from ..message import HeaderPairs, Partition, Record
 from ..settings import Settings
 from . import CommitRefused, Offsets, Rebalance
 from .complaints import displaced, gone, no_common_strategy, no_topic, session_not_allowed, without_offset
+from .heap import give_back_large
 from .kafka_assigning import assignors, bind
 from .kafka_fetching import tell
 from .kafka_opening import Door, open_client
@@ -109,6 +110,7 @@ class Consumer:
         found = assignors(kafka.partition_assignment_strategy)
         if found:
             options["partition_assignment_strategy"] = found
+        give_back_large()
         self._settings = kafka
         self._instance = kafka.group_instance_id
         self._door = Door()
