@@ -2,8 +2,8 @@
 
 kafka-python has one fetch under way with a broker at a time, and the broker holds one that finds its partitions empty. What it
 has in hand of a partition it does not ask for meanwhile: at the end of that, the busiest partition waits for the empty ones,
-and then for its own messages, while nothing is handled. Here no fetch is held while there are messages in hand, and shortly
-before their end it asks also for what is behind them.
+and then for its own messages, while nothing is handled. Here no fetch is held while there are messages in hand, and where
+there are many, one that asks also for what is behind them is sent shortly before their end, and no other.
 
 This reaches into kafka-python's internals, and is to be looked at again with another version of it.
 """
@@ -14,14 +14,15 @@ import time
 from typing import Any
 
 GAP = 20
-"""Milliseconds between two fetches while the same messages are in hand, at least. What they bring has its turn when those are
-over, so they need not be sent in each poll: that takes some microseconds for each partition, and a way to kafka-python's IO
-thread and back.
+"""Milliseconds between two fetches while the same few messages are in hand, at least. What they bring has its turn when those
+are over, so they need not be sent in each poll: that takes some microseconds for each partition, and a way to kafka-python's
+IO thread and back.
 """
 
 AHEAD = 0.2
-"""Seconds before the end of the messages in hand to ask for what is behind them. When that has come kafka-python asks for
-nothing else before their end: what comes meanwhile of another partition waits longer.
+"""Seconds before the end of many messages in hand to ask for what is behind them. When something has come kafka-python asks
+for nothing else before their end: asked for sooner, what comes meanwhile of another partition would wait longer, and what was
+asked for without it would leave nothing to do behind their end.
 """
 
 BUSY_WAIT, IDLE_AFTER = 10, 1.0
@@ -66,7 +67,9 @@ class Pace:
         if in_hand is None:
             options["fetch_max_wait_ms"] = BUSY_WAIT if now < self._busy_at + IDLE_AFTER else self._grown(IDLE_WAIT)
             return self._send()
-        if not self._is_ahead and self._was_full(in_hand) and in_hand.batches.seconds_left() <= AHEAD:
+        if not self._is_ahead and self._was_full(in_hand):
+            if in_hand.batches.seconds_left() > AHEAD:
+                return []
             self._behind, self._is_ahead, self._next = in_hand.batches.end(), True, now
         if now < self._next:
             return []
