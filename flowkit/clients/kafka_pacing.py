@@ -33,7 +33,7 @@ if it goes on, or back, it may not be in the fetch that is under way.
 IDLE_WAIT = 200
 """Milliseconds otherwise, at least, since each fetch costs a processor something."""
 
-LONGEST = 500
+LONGEST = 1_000
 """Of ``GAP`` and ``IDLE_WAIT``, which are one millisecond for each partition where those are many."""
 
 
