@@ -52,8 +52,6 @@ class Batching(Handling):
                 f"{where} is for routes with inline=True: a queued one has many messages in a job, and is given them one by"
                 " one. Add inline=True, or take batch=True away"
             )
-        if self.transactional:
-            raise ConfigurationError(f"{where} and transactional=True do not go together yet; take one of them away")
         self.reads_payloads = reads_payload(route.handler, batch=True)
         self.max_batch = route.max_batch or MAX_BATCH
         self.batch_wait = route.batch_wait or 0.0

@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """A message that is handled, and what it sends. ``track`` is that of its partition when its handler began."""
+    """A message that is handled, or the first one of a batch, and what comes of it. ``track`` is that of its partition when its
+    handler began.
+    """
 
     partition: Partition
     track: Track
@@ -130,13 +132,18 @@ class Transactions:
         self._waiting = [entry for entry in self._waiting if tracks.get(entry.partition) is entry.track]
 
     def _offsets(self, size: int) -> dict[Partition, int]:
-        """How far the first ``size`` messages bring their partitions, with what was handled behind them and sent nothing."""
-        offsets = {entry.partition: entry.record.offset + 1 for entry in self._waiting[:size]}
-        more = {entry.partition for entry in self._waiting[size:]}
-        for partition in offsets:
-            done = self.loop.tracks[partition].done
-            if partition not in more and done is not None:
-                offsets[partition] = done
+        """How far the first ``size`` entries bring their partitions, with what was handled behind them and sent nothing.
+
+        None of that has failed: before a failure is dealt with, what waits is settled.
+        """
+        following: dict[Partition, int] = {}
+        for entry in self._waiting[size:]:
+            following.setdefault(entry.partition, entry.record.offset)
+        offsets = {}
+        for partition, track, _, _ in self._waiting[:size]:
+            offset = following.get(partition, track.done)
+            assert offset is not None, "what waits was handled"
+            offsets[partition] = offset
         return offsets
 
     def _concerned(self, fault: Fault, size: int) -> list[Entry]:
@@ -166,7 +173,10 @@ class Transactions:
             handling = loop.handlings[record.topic]
             if handling.is_copy(responses):
                 loop.failing.not_sent(handling, track, record, responses[0], error)
-            elif loop.failing.failed(handling, track, record, error):
+                continue
+            apart = not error.passing and handling.take_apart(record)
+            problem = DeliveryError(str(error), passing=True) if apart else error
+            if loop.failing.failed(handling, track, record, problem):
                 loop.client.seek(partition, record.offset + 1)
         return set(first)
 

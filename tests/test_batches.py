@@ -483,7 +483,6 @@ def test_a_parameter_with_a_default_need_not_be_a_list() -> None:
         ({"batch": True, "max_batch": 0}, "max_batch is a whole number of at least 1, not 0"),
         ({"batch": True, "batch_wait": -1}, "batch_wait is a number of seconds above 0, not -1"),
         ({"batch": True, "inline": False}, "batch=True is for routes with inline=True"),
-        ({"batch": True, "transactional": True}, "batch=True and transactional=True do not go together yet"),
         ({"batch": True, "responder": print}, "batch=True and responder= do not go together"),
     ],
     ids=str,

@@ -321,6 +321,73 @@ def test_one_message_that_cannot_be_sent_is_found_without_calling_handlers_again
     assert sorted(loop.values()) == [*range(20), *range(100, 120), *range(200, 220)]
 
 
+def relay_batches(app: Flowkit, **options: Any) -> list[list[int]]:
+    """A handler that answers each message of its batches; gives those that it was called with."""
+    seen: list[list[int]] = []
+
+    @app.topic("a", batch=True, **options)
+    @app.responds_to("out", multiple_usage=True)
+    def handle(numbers: list[int]) -> list[int]:
+        seen.append(numbers)
+        return numbers
+
+    return seen
+
+
+def test_the_responses_of_a_batch_and_the_offset_behind_it_are_committed_together() -> None:
+    app = make_app()
+    seen = relay_batches(app, max_batch=3)
+    loop = Loop(app)
+    loop.put(*range(8))
+    refused = itertools.chain([CommitRefused("moved on")], itertools.repeat(None))
+    commit = memory.TransactionalProducer.commit
+    taken: list[tuple[int, Mapping[Partition, int]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def sometimes(self: Any, offsets: Any, membership: Any) -> None:
+            if error := next(refused):
+                raise error
+            commit(self, offsets, membership)
+            taken.append((len(loop.values()), dict(offsets)))
+
+        patch.setattr(memory.TransactionalProducer, "commit", sometimes)
+        loop.turn()
+        assert (loop.values(), loop.committed()) == ([], 0)
+        loop.turn()
+    assert (loop.values(), loop.committed()) == ([*range(8)], 8)
+    assert taken == [(8, {Partition("a", 0): 8})]
+    assert seen == [[0, 1, 2], [3, 4, 5], [6, 7]] * 2
+    assert loop.told("responded") == [{"topic": "out", "count": 8}]
+
+
+def test_a_part_of_the_batches_is_committed_with_the_offset_behind_it() -> None:
+    """Where one of them has what cannot be sent. Its messages are handled one by one, to find out whose it is."""
+    app = make_app(dead_letter="dead", retry=Retry(attempts=1, first=0))
+    seen = relay_batches(app, max_batch=3)
+    broker = Picky()
+    loop = Loop(app, broker)
+    loop.put(*range(10))
+    broker.refused = {b"4"}
+    loop.turn()
+    assert (loop.values(), loop.committed()) == ([0, 1, 2], 3)
+    assert loop.told("dead") == []
+    letter = memory.TransactionalProducer.send
+
+    def only_as_response(self: Any, topic: str, value: bytes | None, *rest: Any) -> Any:
+        if topic == "out" and value == b"4":
+            self.wrong = TOO_LARGE
+        return letter(self, topic, value, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PickyProducer, "send", only_as_response)
+        loop.turn(4)
+    assert (sorted(loop.values()), loop.values("dead"), loop.committed()) == ([0, 1, 2, 3, *range(5, 10)], [4], 10)
+    assert len(loop.values()) == 9
+    assert seen[:4] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert [3] in seen
+    assert [4] in seen
+
+
 def test_the_dead_letter_is_in_one_transaction_with_the_offset() -> None:
     app = make_app(dead_letter="dead", retry=Retry(attempts=1, first=0))
 
@@ -710,6 +777,33 @@ def test_each_response_is_there_once_though_members_are_killed_and_one_sleeps(
         for member in members:  # the other one may have been quicker than the last start
             member.wait_for("started application")
         assert [member.stop() for member in members] == [0, 0]
+
+
+def test_each_response_is_there_once_though_members_are_killed_and_batches_fail_in_their_middle(
+    apache: Kafka, topic: MakeTopic, reader: Callable[..., Reader], tmp_path: Path
+) -> None:
+    count, step = 12_000, 3_000
+    topics = topic("in", PARTITIONS), topic("out", PARTITIONS)
+    committed = reader(apache.hosts, topics[1])
+    env = relay_env(apache.hosts, topics, RELAY_BATCH="1")
+    logs = tmp_path / "one.log", tmp_path / "two.log"
+
+    def start(number: int) -> Process:
+        return Process("flowkit", "run", "relay:app", env=env, log=logs[number])
+
+    with contextlib.ExitStack() as stack:
+        members = [stack.enter_context(start(0)), stack.enter_context(start(1))]
+        for turn in range(count // step):
+            fill(apache.hosts, topics[0], range(turn * step, (turn + 1) * step))
+            committed.wait_for(turn * step + step // 2)
+            victim = turn % 2
+            members[victim].kill()
+            members[victim] = stack.enter_context(start(victim))
+        assert_once(committed, count)
+        for member in members:
+            member.wait_for("started application")
+        assert [member.stop() for member in members] == [0, 0]
+    assert "".join(log.read_text() for log in logs).count("failed in relay_many") >= count // 1_000
 
 
 def test_each_response_is_there_once_though_some_wait_in_retry_topics_and_members_are_killed(

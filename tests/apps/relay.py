@@ -2,7 +2,7 @@
 
 import os
 
-from flowkit import Flowkit, Retry
+from flowkit import BatchError, Flowkit, Message, Retry
 
 app = Flowkit(
     "relay",
@@ -13,7 +13,21 @@ app = Flowkit(
 )
 
 
-@app.topic(os.environ["RELAY_IN"], group=os.environ["RELAY_IN"])
-@app.responds_to(os.environ["RELAY_OUT"])
-def relay(number: int) -> int:
-    return number
+source, to = os.environ["RELAY_IN"], os.environ["RELAY_OUT"]
+
+if os.environ.get("RELAY_BATCH") == "1":
+
+    @app.topic(source, group=source, batch=True)
+    @app.responds_to(to, multiple_usage=True)
+    def relay_many(messages: list[Message]) -> list[int]:
+        for index, message in enumerate(messages):
+            if message.payload % 1_000 == 999 and message.attempt == 1:
+                raise BatchError(index)
+        return [message.payload for message in messages]
+
+else:
+
+    @app.topic(source, group=source)
+    @app.responds_to(to)
+    def relay(number: int) -> int:
+        return number
