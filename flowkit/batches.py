@@ -113,7 +113,7 @@ class Batching(Handling):
         end, alone_to = self._ends.get(record.partition, -1), self._alone_to.get(record.partition, -1)
         if not alone_to < record.offset < end:
             return False
-        self._alone_to[record.partition] = end
+        self._alone_to[record.partition] = min(end, record.offset + self.max_batch - 1)
         return True
 
     def _handle(self, records: Sequence[Record], attempt: int, received: float, until: Until) -> Done:

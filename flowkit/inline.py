@@ -82,9 +82,16 @@ class Inline:
             send, kept = self._sender(handling, partition, track)
             with loop.loan:
                 attempt = 1 if track.failed_at is None else track.attempt_of(records[at])
-                done, error = handling.run(
-                    slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=window
-                )
+                try:
+                    done, error = handling.run(
+                        slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=window
+                    )
+                except BaseException:
+                    if (
+                        self.transactions is not None
+                    ):  # how far it has come nobody says, so none of it may be committed
+                        self.transactions.drop_from(partition, records[at].offset)
+                    raise
             self.waits = self.waits or bool(kept)
             if partition in loop.left:
                 if self._forget(partition) and done and not handling.transactional:

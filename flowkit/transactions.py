@@ -81,7 +81,7 @@ class Transactions:
         """Commits what waits. Gives the partitions where that failed: they go on from the first message it failed for.
 
         Where one message cannot be sent, its transaction is tried again in halves until it is found, for it alone has failed.
-        No handler is called again for that.
+        No handler is called again for that, but for the messages of a batch.
         """
         failed: set[Partition] = set()
         if not self._waiting:
@@ -297,6 +297,12 @@ class Transactions:
     def drop(self) -> None:
         """Forgets what waits: its messages come again."""
         self._waiting = []
+
+    def drop_from(self, partition: Partition, offset: int) -> None:
+        """Forgets what waits of a partition from an offset on."""
+        self._waiting = [
+            entry for entry in self._waiting if entry.partition != partition or entry.record.offset < offset
+        ]
 
     def close(self, timeout: float) -> None:
         client, self._client = self._client, None

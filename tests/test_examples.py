@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from flowkit import Flowkit, ParserError, PayloadError
@@ -20,7 +21,7 @@ from flowkit.producer import Producer
 from flowkit.testing import Client
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("mini", "shop", "configured", "observed", "patient", "ledger")
+NAMES = ("mini", "shop", "configured", "observed", "patient", "ledger", "lake")
 
 
 ORDER = {"id": 7, "user": "ann", "total": 20.0}
@@ -100,6 +101,32 @@ class TestLedger:
         (call,) = flowkit_client.send_batch("payments", payments, raise_errors=False)
         assert "no" in str(call.error)
         assert database.execute("SELECT id FROM payments").fetchall() == [(1,), (2,)]
+
+
+class TestLake:
+    @pytest.fixture
+    def flowkit_app(self, load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flowkit:
+        monkeypatch.setenv("LAKE", str(tmp_path / "clicks"))
+        return load("lake").app
+
+    def test_a_batch_is_a_table(self, flowkit_client: Client, tmp_path: Path) -> None:
+        clicks = [{"user": f"u{number}", "page": "/", "seconds": number / 2, "more": 1} for number in range(3)]
+        assert len(flowkit_client.send_batch("clicks", clicks)) == 1
+        (path,) = (tmp_path / "clicks").iterdir()
+        assert path.name == "0-000000000000.parquet"
+        table = pyarrow.parquet.read_table(path)
+        assert table.column_names == ["user", "page", "seconds", "offset"]
+        assert table["seconds"].to_pylist() == [0.0, 0.5, 1.0]
+        assert table["offset"].to_pylist() == [0, 1, 2]
+
+    def test_a_click_that_fits_no_column_takes_no_other_with_it(self, flowkit_client: Client, tmp_path: Path) -> None:
+        clicks = [{"user": "ann", "seconds": 1}, {"user": "bob", "seconds": "long"}]
+        (call,) = flowkit_client.send_batch("clicks", clicks, raise_errors=False)
+        assert "long" in str(call.error)
+        (path,) = (tmp_path / "clicks").iterdir()
+        assert pyarrow.parquet.read_table(path).to_pylist() == [
+            {"user": "ann", "page": None, "seconds": 1.0, "offset": 0}
+        ]
 
 
 class TestShop:

@@ -143,6 +143,29 @@ def test_the_partition_in_hand_comes_behind_the_others() -> None:
     assert order == [("c", 2), ("c", 1), ("c", 0), ("a", 2), ("a", 1), ("a", 0), ("b", 2), ("b", 0), ("b", 1)]
 
 
+def test_where_a_fetch_takes_long_it_is_sent_sooner() -> None:
+    sent: list[Any] = []
+    fetcher = Namespace(
+        send_fetches=lambda: sent.append(None),
+        _create_fetch_requests=None,
+        _handle_fetch_response=lambda *given: None,
+        config={"max_partition_fetch_bytes": 1},
+    )
+    kafka_pacing.Pace(Namespace(_subscription=Namespace(assignment={}), _fetcher=fetcher))
+
+    def in_hand(seconds_left: float) -> int:
+        """How many fetches are sent where so much is left of what is in hand."""
+        batches = Namespace(size=1, seconds_left=lambda: seconds_left, end=lambda: None)
+        fetcher._next_partition_records = Namespace(topic_partition=("a", 0), batches=batches)
+        sent.clear()
+        fetcher.send_fetches()
+        return len(sent)
+
+    assert [in_hand(left) for left in (1.9, 0.3, 0.1)] == [0, 0, 1]
+    fetcher._handle_fetch_response("node", {}, time.monotonic() - 1, Namespace(responses=[]))
+    assert [in_hand(left) for left in (2.5, 1.9)] == [0, 1]
+
+
 def test_on_kafka_too_it_comes_behind_them(
     kafka: Kafka, opened: Open, topic: MakeTopic, wait_for: WaitFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -383,9 +383,29 @@ def test_a_part_of_the_batches_is_committed_with_the_offset_behind_it() -> None:
         loop.turn(4)
     assert (sorted(loop.values()), loop.values("dead"), loop.committed()) == ([0, 1, 2, 3, *range(5, 10)], [4], 10)
     assert len(loop.values()) == 9
-    assert seen[:4] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-    assert [3] in seen
-    assert [4] in seen
+    together = [[6, 7, 8], [9]]
+    assert seen == [[0, 1, 2], [3, 4, 5], *together, [3], [4], [5], *together, [5], *together]
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": True, "max_batch": 1}], ids=["one", "batch"])
+def test_nothing_is_committed_of_a_slice_that_was_left_in_its_middle(options: dict[str, Any]) -> None:
+    """By an error that no handler is to raise: the loop ends with it."""
+    app = make_app()
+
+    @app.topic("a", **options)
+    @app.responds_to("out", multiple_usage=True)
+    def handle(numbers: Any) -> Any:
+        if numbers in (5, [5]):
+            raise KeyboardInterrupt
+        return numbers
+
+    loop = Loop(app)
+    loop.put(0, 1)
+    loop.turn()
+    loop.put(*range(2, 8))
+    with pytest.raises(KeyboardInterrupt):
+        loop.consumer.run()
+    assert (loop.values(), loop.committed()) == ([0, 1], 2)
 
 
 def test_the_dead_letter_is_in_one_transaction_with_the_offset() -> None:

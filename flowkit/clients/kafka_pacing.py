@@ -20,9 +20,9 @@ IO thread and back.
 """
 
 AHEAD = 0.2
-"""Seconds before the end of many messages in hand to ask for what is behind them. When something has come kafka-python asks
-for nothing else before their end: asked for sooner, what comes meanwhile of another partition would wait longer, and what was
-asked for without it would leave nothing to do behind their end.
+"""Seconds before the end of many messages in hand to ask for what is behind them, or twice as long as that took the last time.
+When something has come kafka-python asks for nothing else before their end: asked for sooner, what comes meanwhile of another
+partition would wait longer, and what was asked for without it would leave nothing to do behind their end.
 """
 
 BUSY_WAIT, IDLE_AFTER = 10, 1.0
@@ -45,7 +45,7 @@ class Pace:
         self._fetcher = fetcher = consumer._fetcher
         self._in_hand: Any = None
         self._next = 0.0
-        self._is_ahead = False
+        self._is_ahead, self._took = False, 0.0
         self._behind: Any = None
         """The position behind what is in hand, if that is near its end and it is known."""
         self._busy_at = time.monotonic()
@@ -68,7 +68,7 @@ class Pace:
             options["fetch_max_wait_ms"] = BUSY_WAIT if now < self._busy_at + IDLE_AFTER else self._grown(IDLE_WAIT)
             return self._send()
         if not self._is_ahead and self._was_full(in_hand):
-            if in_hand.batches.seconds_left() > AHEAD:
+            if in_hand.batches.seconds_left() > max(AHEAD, 2 * self._took):
                 return []
             self._behind, self._is_ahead, self._next = in_hand.batches.end(), True, now
         if now < self._next:
@@ -101,6 +101,8 @@ class Pace:
         """On kafka-python's IO thread: the partition that is in hand comes behind the others."""
         in_hand = self._in_hand
         if in_hand is not None:
+            if self._is_ahead:
+                self._took = time.monotonic() - sent_at
             topic, number = in_hand.topic_partition
             response.responses.sort(key=lambda found: found.topic == topic)
             for found in response.responses:
