@@ -87,9 +87,8 @@ class Inline:
                         slice_, send, attempt=attempt, received=loop.received, until=loop.until, ahead=window
                     )
                 except BaseException:
-                    if (
-                        self.transactions is not None
-                    ):  # how far it has come nobody says, so none of it may be committed
+                    # how far it has come nobody says, so none of it may be committed
+                    if self.transactions is not None:
                         self.transactions.drop_from(partition, records[at].offset)
                     raise
             self.waits = self.waits or bool(kept)
