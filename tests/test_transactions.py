@@ -799,61 +799,52 @@ def test_each_response_is_there_once_though_members_are_killed_and_one_sleeps(
         assert [member.stop() for member in members] == [0, 0]
 
 
-def test_each_response_is_there_once_though_members_are_killed_and_batches_fail_in_their_middle(
-    apache: Kafka, topic: MakeTopic, reader: Callable[..., Reader], tmp_path: Path
-) -> None:
-    count, step = 12_000, 3_000
-    topics = topic("in", PARTITIONS), topic("out", PARTITIONS)
-    committed = reader(apache.hosts, topics[1])
-    env = relay_env(apache.hosts, topics, RELAY_BATCH="1")
-    logs = tmp_path / "one.log", tmp_path / "two.log"
+COUNT = 12_000
+
+
+def log_of_killed(
+    app: str, hosts: str, topics: tuple[str, str], committed: Reader, env: Mapping[str, str], directory: Path
+) -> str:
+    """What two members write that answer so many numbers, and are killed in turns. Each answer is there once."""
+    step = COUNT // 4
+    logs = directory / "one.log", directory / "two.log"
 
     def start(number: int) -> Process:
-        return Process("flowkit", "run", "relay:app", env=env, log=logs[number])
+        return Process("flowkit", "run", app, env=env, log=logs[number])
 
     with contextlib.ExitStack() as stack:
         members = [stack.enter_context(start(0)), stack.enter_context(start(1))]
-        for turn in range(count // step):
-            fill(apache.hosts, topics[0], range(turn * step, (turn + 1) * step))
+        for turn in range(COUNT // step):
+            fill(hosts, topics[0], range(turn * step, (turn + 1) * step))
             committed.wait_for(turn * step + step // 2)
             victim = turn % 2
             members[victim].kill()
             members[victim] = stack.enter_context(start(victim))
-        assert_once(committed, count)
+        assert_once(committed, COUNT)
         for member in members:
             member.wait_for("started application")
         assert [member.stop() for member in members] == [0, 0]
-    assert "".join(log.read_text() for log in logs).count("failed in relay_many") >= count // 1_000
+    return "".join(log.read_text() for log in logs)
+
+
+def test_each_response_is_there_once_though_batches_fail_in_their_middle_and_members_are_killed(
+    apache: Kafka, topic: MakeTopic, reader: Callable[..., Reader], tmp_path: Path
+) -> None:
+    topics = topic("in", PARTITIONS), topic("out", PARTITIONS)
+    env = relay_env(apache.hosts, topics, RELAY_BATCH="1")
+    told = log_of_killed("relay:app", apache.hosts, topics, reader(apache.hosts, topics[1]), env, tmp_path)
+    assert told.count("failed in relay_many") >= COUNT // 1_000
 
 
 def test_each_response_is_there_once_though_some_wait_in_retry_topics_and_members_are_killed(
     apache: Kafka, topic: MakeTopic, reader: Callable[..., Reader], tmp_path: Path
 ) -> None:
-    count, step = 12_000, 3_000
     topics = topic("in", PARTITIONS), topic("out", PARTITIONS)
     for number in (1, 2):
         apache.create_topic(f"{topics[0]}.retry.{number}", PARTITIONS)
-    committed = reader(apache.hosts, topics[1])
     env = {"FLOWKIT_KAFKA_HOSTS": apache.hosts, "STUMBLING_IN": topics[0], "STUMBLING_OUT": topics[1]}
-    logs = tmp_path / "one.log", tmp_path / "two.log"
-
-    def start(number: int) -> Process:
-        return Process("flowkit", "run", "stumbling:app", env=env, log=logs[number])
-
-    with contextlib.ExitStack() as stack:
-        members = [stack.enter_context(start(0)), stack.enter_context(start(1))]
-        for turn in range(count // step):
-            fill(apache.hosts, topics[0], range(turn * step, (turn + 1) * step))
-            committed.wait_for(turn * step + step // 2)
-            victim = turn % 2
-            members[victim].kill()
-            members[victim] = stack.enter_context(start(victim))
-        assert_once(committed, count)
-        for member in members:
-            member.wait_for("started application")
-        assert [member.stop() for member in members] == [0, 0]
-    told = "".join(log.read_text() for log in logs)
-    assert told.count("is not ready") >= count // 25  # each of them failed at least once
+    told = log_of_killed("stumbling:app", apache.hosts, topics, reader(apache.hosts, topics[1]), env, tmp_path)
+    assert told.count("is not ready") >= COUNT // 25  # each of them failed at least once
 
 
 class Running:
