@@ -6,8 +6,8 @@ import ctypes
 import os
 import sys
 
-LARGE = 7 * 1024 * 1024
-"""Bytes from which on a buffer is of its own, outside the heap: a little less than kafka-python's answer for one partition."""
+LARGE = 4 * 1024 * 1024
+"""Bytes from which on a buffer is of its own, outside the heap: half of what kafka-python is given of one partition at most."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
