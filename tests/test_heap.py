@@ -70,6 +70,5 @@ def test_smaller_ones_are_used_again_as_ever() -> None:
 def test_what_the_environment_says_holds() -> None:
     assert mapped("set", MALLOC_MMAP_THRESHOLD_=str(64 * 1024 * 1024)) == 0
     assert mapped("set", GLIBC_TUNABLES="glibc.malloc.mmap_threshold=67108864") == 0
-    assert (
-        mapped("set", MALLOC_TRIM_THRESHOLD_=str(64 * 1024 * 1024)) == 1
-    )  # with it alone, glibc's own size holds: 128 KB
+    # with this one alone, glibc's own size holds: 128 KB
+    assert mapped("set", MALLOC_TRIM_THRESHOLD_=str(64 * 1024 * 1024)) == 1
