@@ -1017,8 +1017,9 @@ def test_a_time_that_the_brokers_do_not_allow_is_said(client: Callable[..., Tran
         client(transaction_timeout=5000)
 
 
+@pytest.mark.parametrize("batch", [False, True], ids=["one by one", "batches"])
 def test_a_response_that_kafka_refuses_becomes_a_dead_letter_and_the_others_are_answered(
-    apache: Kafka, topic: MakeTopic, reader: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
+    apache: Kafka, topic: MakeTopic, reader: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch, batch: bool
 ) -> None:
     monkeypatch.setattr(flowkit.consumer, "POLL_TIMEOUT", 0.1)
     # Given a topic that takes small messages only, and one response that is too large
@@ -1030,11 +1031,19 @@ def test_a_response_that_kafka_refuses_becomes_a_dead_letter_and_the_others_are_
     app = kafka_app(apache.hosts, dead_letter=dead, retry=Retry(attempts=2, first=0.1, factor=1))
     seen: Counter[int] = Counter()
 
-    @app.topic(source, group=source)
-    @app.responds_to(out)
     def handle(number: int) -> bytes:
         seen[number] += 1
         return b"%d" % number if number != 7 else b"0" * 2_000
+
+    def handle_many(numbers: list[int]) -> list[bytes]:
+        return [handle(number) for number in numbers]
+
+    if batch:
+        app.topic(source, group=source, batch=True, max_batch=5)(
+            app.responds_to(out, multiple_usage=True)(handle_many)
+        )
+    else:
+        app.topic(source, group=source)(app.responds_to(out)(handle))
 
     put(apache.hosts, source, *(b"%d" % number for number in range(20)))
     loop = Running(app, source)
@@ -1052,9 +1061,10 @@ def test_a_response_that_kafka_refuses_becomes_a_dead_letter_and_the_others_are_
     letters.wait_for(1)
     assert letters.counts == {7: 1}
     assert committed(apache.hosts, source, source) == 20
-    assert [event["attempt"] for event in loop.told("failed")] == [1, 2]
-    assert {event["offset"] for event in loop.told("failed")} == {7}
-    assert max(seen[number] for number in range(7)) == 1  # nothing before it was handled again
+    # first the batch from 5 on, which is taken apart, and that is no attempt
+    failed = [(event["offset"], event["attempt"]) for event in loop.told("failed")]
+    assert failed == ([(5, 1)] if batch else []) + [(7, 1), (7, 2)]
+    assert max(seen[number] for number in range(5 if batch else 7)) == 1  # nothing before it was handled again
 
 
 @pytest.fixture
